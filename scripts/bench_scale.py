@@ -10,7 +10,8 @@ it stands the rule alone, without stages and journal. The slope is that of the l
 of rows: 1 is linear. CPU time is of this process, in which all is done but waiting for the disk.
 
 In the end, in a process of its own each, the largest run is looked at: `constitutional show` of an item, of a principle
-and of words, and a mix with another margin.
+and of words, and the report; and there is a mix with another margin. The report is of comparisons, judgements and
+preferences alone: of a run without revisions, trainings and evaluation.
 """
 
 import argparse
@@ -20,25 +21,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from constitutional.base.progress import Progress
-from constitutional.base.records import Message, Preference
+from constitutional.base.records import Message, Preference, Record
+from constitutional.base.shards import RowStream
 from constitutional.cli.find import find
+from constitutional.constitution.file import load_constitution
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.runs.compose import compose
+from constitutional.runs.context import FinishedRun
+from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.runner import load_run, run
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.context import StageContext
-from constitutional.stages.summaries import SftSummary
+from constitutional.stages.report import gather
+from constitutional.stages.report.page import render
+from constitutional.stages.summaries import EvaluateSummary, SftSummary, Summary
 
+R = TypeVar("R", bound=Record)
+S = TypeVar("S", bound=Summary)
 TEXT = "It depends on what you have in mind, and on how much time there is. " * 3
 """Of about 50 tokens."""
 PRINCIPLES = ("calm", "brief", "kind", "honest", "modest", "clear", "fair", "careful")
@@ -144,17 +153,44 @@ def bare(count: int) -> dict[str, float]:
     return {"seconds": time.perf_counter() - started_s, "cpu": time.process_time() - cpu_started_s}
 
 
+class OfPairs(FinishedRun):
+    """A run for its report, in which the stages after `mix` made nothing."""
+
+    def __init__(self, store: RunStore, folder: Path) -> None:
+        super().__init__(store, load_constitution(folder / "constitution.yaml"), configured(folder), "report", ())
+        self.made = store.artifacts()
+
+    def read(self, artifact: str, kind: type[R]) -> list[R]:
+        """The rows, or none."""
+        return super().read(artifact, kind) if artifact in self.made else []
+
+    def stream(self, artifact: str, kind: type[R]) -> RowStream[R]:
+        """The rows, or none."""
+        return super().stream(artifact, kind) if artifact in self.made else []
+
+    def summary(self, kind: type[S]) -> S | None:
+        """What a stage said; evaluation, that it did nothing."""
+        nothing = {"prompts": 0, "counts": {}, "critiqued": {}, "wanted": None}
+        return kind.model_validate(nothing) if kind is EvaluateSummary else super().summary(kind)
+
+
 def look(folder: Path) -> Iterator[tuple[str, dict[str, float]]]:
-    """Look at a run by an item, by a principle and by words; seconds, CPU seconds, and bytes at most until then."""
+    """Look at a run in several ways; seconds, CPU seconds, and bytes at most until then."""
     store = load_run(folder / "runs" / "scale")
     last = None
     for last in store.stream("preferences", Preference):  # noqa: B007 - the last one is what is looked for
         pass
     assert last is not None
     number = last.prompt.messages[0].content.split(":")[0].removeprefix("Question ")
-    for what, wanted in (("an item", last.id), ("a principle", PRINCIPLES[0]), ("words", f"question {number}")):
+    looks: dict[str, Callable[[], str]] = {
+        "show an item": lambda: find(store, last.id),
+        "show a principle": lambda: find(store, PRINCIPLES[0]),
+        "show words": lambda: find(store, f"question {number}"),
+        "the report": lambda: render((gather.gather(gather.Settings(), OfPairs(store, folder)),)),
+    }
+    for what, looked in looks.items():
         started_s, cpu_started_s = time.perf_counter(), time.process_time()
-        find(store, wanted)
+        looked()
         taken = {"seconds": time.perf_counter() - started_s, "cpu": time.process_time() - cpu_started_s}
         yield what, {**taken, "bytes": float(peak_bytes())}
 
@@ -207,7 +243,7 @@ def measure(sizes: Sequence[int], parent: Path) -> None:
     folder = parent / str(sizes[-1])
     for what, row in _measured("look", folder, sizes[-1]).items():
         spent = f"{row['seconds']:.1f} s, {row['cpu']:.1f} s of CPU"
-        print(f"show {what}: {spent}, with {row['bytes'] / 1e6:,.0f} MB at most")
+        print(f"{what}: {spent}, with {row['bytes'] / 1e6:,.0f} MB at most")
     again = _measured("mix", folder, sizes[-1])
     cpu = f"{again['mix cpu']:.1f} s of CPU"
     print(f"a mix with another margin: {again['mix seconds']:.1f} s, {cpu}; the whole command {again['seconds']:.1f} s")

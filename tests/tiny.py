@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from constitutional.base.progress import Progress, Task
 from constitutional.base.records import Record
+from constitutional.base.shards import PlainRow, Row
 from constitutional.engines.settings import ModelSettings
 from constitutional.stages.summaries import Summary
 from constitutional.training.tracking import TrackedStage, TrackerName, Tracking
@@ -124,8 +125,8 @@ class OneStage:
 
     stream = read
 
-    def write(self, artifact: str, rows: Iterable[Record]) -> int:
-        self.rows[artifact] = list(rows)
+    def write(self, artifact: str, rows: Iterable[Row]) -> int:
+        self.rows[artifact] = [row.record() if isinstance(row, PlainRow) else row for row in rows]
         return len(self.rows[artifact])
 
     def has(self, artifact: str) -> bool:

@@ -12,6 +12,7 @@ from constitutional.base.errors import RunError
 
 if TYPE_CHECKING:
     from constitutional.base.records import Record
+    from constitutional.base.shards import Row
 
 R = TypeVar("R", bound="Record")
 
@@ -19,7 +20,7 @@ CARD: Final = "README.md"
 """Describes the files beside it, and decides nothing: no digest of a folder depends on it."""
 
 
-def write_rows(path: Path, rows: "Iterable[Record]") -> int:
+def write_rows(path: Path, rows: "Iterable[Row]") -> int:
     """Write rows as JSON lines, whole or not at all; returns how many.
 
     The row's id comes first, then its fields in their declared order, text as itself, so that the file can be read and

@@ -25,6 +25,11 @@ LABELER: Final = "labeler"
 _canonical: Final = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
 
 
+def id_of(values: Mapping[str, Any]) -> str:
+    """A row's id: the first 16 hexadecimal digits of the SHA-256 of the canonical JSON of its fields as JSON values."""
+    return hashlib.sha256(_canonical(values).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 class Record(BaseModel):
     """A row: immutable, no unknown fields, `id` is a digest of its content."""
 
@@ -40,9 +45,8 @@ class Record(BaseModel):
 
     @cached_property
     def id(self) -> str:
-        """The first 16 hexadecimal digits of the SHA-256 of the row's canonical JSON."""
-        canonical = _canonical(self.model_dump(mode="json"))
-        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        """A digest of the row's content (`id_of`)."""
+        return id_of(self.model_dump(mode="json"))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         """As pydantic's, but the copy's id is its own."""

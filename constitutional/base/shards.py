@@ -17,7 +17,19 @@ from functools import cache, reduce
 from itertools import chain, islice
 from pathlib import Path
 from types import NoneType
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeVar, get_args, get_origin
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Generic,
+    Literal,
+    NamedTuple,
+    Protocol,
+    TypeAlias,
+    TypeVar,
+    get_args,
+    get_origin,
+)
 
 from constitutional.base.errors import RunError
 from constitutional.base.files import read_rows, sync_folder, write_rows, writing
@@ -36,7 +48,28 @@ _FIRST: Final = "00000.parquet"
 _REMEDY: Final = "the run writes this file and nobody else should; delete it and start the run again"
 
 
-def write_artifact(folder: Path, name: str, rows: "Iterable[Record]") -> tuple[Path, int]:
+class PlainRow(NamedTuple):
+    """A row as a shard has it, of which no object is made: it is written as the row itself would be."""
+
+    kind: "type[Record]"
+    id: str
+    columns: dict[str, Any]
+    """By field a text, a number or a truth value, or its JSON; None, or nothing, where the field is left out."""
+
+    def model_dump(self, *, mode: Literal["json"]) -> dict[str, Any]:  # noqa: ARG002 - a row has other modes
+        """The fields as plain values, as a line of JSON lines has them."""
+        names = [name for name in self.kind.model_fields if name in self.columns]
+        return next(_values(self.kind, names, [tuple(self.columns[name] for name in names)]))
+
+    def record(self) -> "Record":
+        """The row itself."""
+        return self.kind.model_validate(self.model_dump(mode="json"))
+
+
+Row: TypeAlias = "Record | PlainRow"
+
+
+def write_artifact(folder: Path, name: str, rows: Iterable[Row]) -> tuple[Path, int]:
     """Write rows as `<name>.jsonl`, or as shards in the folder `<name>` where they are many; whole or not at all.
 
     No more than `LARGE` rows are held at once.
@@ -51,20 +84,21 @@ def write_artifact(folder: Path, name: str, rows: "Iterable[Record]") -> tuple[P
             path = folder / f"{name}.jsonl"
             return path, write_rows(path, first)
         path = folder / name
-        return path, _write_shards(path, type(first[0]), chain(_drained(first), iterator))
+        kind = first[0].kind if isinstance(first[0], PlainRow) else type(first[0])
+        return path, _write_shards(path, kind, chain(_drained(first), iterator))
     finally:
         if isinstance(iterator, Generator):  # where the writing is stopped, what asks for more rows ends here and now
             iterator.close()
 
 
-def _drained(rows: "list[Record]") -> "Iterator[Record]":
+def _drained(rows: list[Row]) -> Iterator[Row]:
     """The rows, which are let go of one by one."""
     rows.reverse()
     while rows:
         yield rows.pop()
 
 
-def _write_shards(path: Path, kind: "type[Record]", rows: "Iterator[Record]") -> int:
+def _write_shards(path: Path, kind: "type[Record]", rows: Iterator[Row]) -> int:
     temporary, count = path.with_name(f".{path.name}.tmp"), 0
     shutil.rmtree(temporary, ignore_errors=True)  # of a process that was killed
     try:
@@ -81,7 +115,7 @@ def _write_shards(path: Path, kind: "type[Record]", rows: "Iterator[Record]") ->
     return count
 
 
-def _write_shard(path: Path, kind: "type[Record]", rows: "Iterator[Record]") -> int:
+def _write_shard(path: Path, kind: "type[Record]", rows: Iterator[Row]) -> int:
     from pyarrow import parquet  # type: ignore[import-untyped]
 
     count = 0
@@ -159,6 +193,23 @@ def column_of(rows: RowStream[R], field: str) -> Iterator[Any]:
     return (getattr(row, field) for row in rows)
 
 
+def columns_of(rows: RowStream[R], kind: type[R], fields: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    """Some fields of every row, or their ids, as a shard has them: what is JSON there is a text. No others are read.
+
+    What a row leaves out is None, and so is all of a column that a shard lacks.
+    """
+    if isinstance(rows, Shards):
+        for group in groups(rows.path, fields):
+            columns = {name: group.table[name].to_pylist() for name in fields if name in group.table.column_names}
+            lacking = [None] * group.table.num_rows
+            yield from zip(*(columns.get(name, lacking) for name in fields), strict=True)
+        return
+    types = _columns(kind)
+    for row in rows:
+        plain = _plain(types, row.model_dump(mode="json", include=set(fields)))
+        yield tuple(row.id if name == "id" else plain.get(name) for name in fields)
+
+
 def count_of(path: Path) -> int:
     """How many rows a folder of shards has, from what its files say of themselves."""
     from pyarrow import parquet
@@ -188,18 +239,23 @@ class Group(NamedTuple):
 
     def values(self, kind: "type[Record]") -> "Iterator[dict[str, Any]]":
         """The fields of the rows as plain values, without their ids, as a line of JSON lines has them."""
-        fields = _columns(kind)
         names = [name for name in self.table.column_names if name != "id"]
-        is_json = [fields.get(name) == "json" for name in names]
-        # What is null was not written, where a field may be left out, and is null itself elsewhere.
-        left_out = {name for name, field in kind.model_fields.items() if field.exclude_if is not None}
-        may_lack = [name in left_out or fields.get(name) == "json" for name in names]
-        for row in zip(*(self.table[name].to_pylist() for name in names), strict=True):
-            yield {
-                name: json.loads(value) if decode and value is not None else value
-                for name, value, decode, lacks in zip(names, row, is_json, may_lack, strict=True)
-                if value is not None or not lacks
-            }
+        return _values(kind, names, zip(*(self.table[name].to_pylist() for name in names), strict=True))
+
+
+def _values(kind: "type[Record]", names: Sequence[str], rows: Iterable[tuple[Any, ...]]) -> Iterator[dict[str, Any]]:
+    """The fields of rows as plain values, from the columns of these names."""
+    fields = _columns(kind)
+    is_json = [fields.get(name) == "json" for name in names]
+    # What is null was not written, where a field may be left out, and is null itself elsewhere.
+    left_out = {name for name, field in kind.model_fields.items() if field.exclude_if is not None}
+    may_lack = [name in left_out or fields.get(name) == "json" for name in names]
+    for row in rows:
+        yield {
+            name: json.loads(value) if decode and value is not None else value
+            for name, value, decode, lacks in zip(names, row, is_json, may_lack, strict=True)
+            if value is not None or not lacks
+        }
 
 
 def groups(path: Path, columns: Collection[str] | None = None) -> Iterator[Group]:
@@ -251,6 +307,21 @@ def find(
                 yield group.file, group.first + place, {"id": name, **row}
 
 
+def rows_with(rows: RowStream[R], kind: type[R], field: str, texts: Collection[str]) -> Iterator[R]:
+    """The rows of which a field, or the id, is one of these texts as a shard has it; no objects are made of others."""
+    if isinstance(rows, Shards):
+        import pyarrow as pa
+        from pyarrow import compute
+
+        wanted = pa.array(list(texts), pa.string())
+        for _, _, values in find(rows.path, kind, [field], lambda column: compute.is_in(column, value_set=wanted)):
+            yield kind.model_validate(values)
+        return
+    for row, (text,) in zip(rows, columns_of(rows, kind, [field]), strict=True):
+        if text in texts:
+            yield row
+
+
 Type = Literal["text", "float", "int", "bool", "json"]
 _TYPES: Final[Mapping[object, Type]] = {str: "text", float: "float", int: "int", bool: "bool"}
 
@@ -278,17 +349,18 @@ def _schema(kind: "type[Record]") -> Any:  # noqa: ANN401 - pyarrow has no types
     return pa.schema([("id", pa.string()), *((name, types[of]) for name, of in _columns(kind).items())])
 
 
-def _table(kind: "type[Record]", rows: "Sequence[Record]") -> Any:  # noqa: ANN401
+def _table(kind: "type[Record]", rows: Sequence[Row]) -> Any:  # noqa: ANN401
     import pyarrow as pa
 
-    dumped = [row.model_dump(mode="json") for row in rows]
-    columns: dict[str, list[Any]] = {"id": [row.id for row in rows]}
-    for name, of in _columns(kind).items():
-        if of == "json":
-            columns[name] = [json_text(row[name]) if name in row else None for row in dumped]
-        else:
-            columns[name] = [row.get(name) for row in dumped]
+    types = _columns(kind)
+    plain = [row.columns if isinstance(row, PlainRow) else _plain(types, row.model_dump(mode="json")) for row in rows]
+    columns = {"id": [row.id for row in rows], **{name: [row.get(name) for row in plain] for name in types}}
     return pa.table(columns, schema=_schema(kind))
+
+
+def _plain(types: Mapping[str, Type], dumped: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields as a shard has them, from plain values."""
+    return {name: json_text(value) if types[name] == "json" else value for name, value in dumped.items()}
 
 
 json_text: Final = json.JSONEncoder(ensure_ascii=False).encode

@@ -86,6 +86,8 @@ def canonical(text: str) -> str:
 
 def same_text(first: str, second: str) -> bool:
     """Whether people would read two texts as the same."""
+    if first.isascii() and second.isascii():
+        return first.split() == second.split()  # as of canonical texts, for half the time
     return first == second or canonical(first) == canonical(second)
 
 

@@ -9,7 +9,7 @@ by this.
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple, TypeVar
 
 from pydantic import Field
 
@@ -23,9 +23,10 @@ from constitutional.engines.base import Engine
 from constitutional.engines.stories import side_by_side, together
 from constitutional.judging.choosing import principle_for, telling
 from constitutional.judging.labeler import CUT_OFF, JudgementTask, Labeler, LabelerSettings
-from constitutional.judging.priorities import overridden
+from constitutional.judging.priorities import Opinion, overridden
 
 Weight = Annotated[float, Field(gt=0)]
+J = TypeVar("J", bound=Opinion)
 
 
 class LabelSettings(LabelerSettings):
@@ -179,25 +180,30 @@ def why_unread(problems: Sequence[str] | Mapping[str, int], labeler: Labeler, ot
     return f"{problem} ({count} of {counts.total()}); {remedy}"
 
 
-def readable(judgements: Iterable[Judgement]) -> list[Judgement]:
+def readable(judgements: Iterable[J]) -> list[J]:
     """The judgements that have a probability and count for something."""
     return [judgement for judgement in judgements if judgement.p_a is not None and judgement.weight > 0]
 
 
-def decisive(judgements: Iterable[Judgement]) -> list[Judgement]:
+def decisive(judgements: Iterable[J]) -> list[J]:
     """A comparison's readable judgements, without those by a principle that another overrides (`priorities.py`)."""
     usable = readable(judgements)
     beaten = overridden(usable)
     return [judgement for judgement in usable if judgement.principle not in beaten] if beaten else usable
 
 
-def combine(judgements: Iterable[Judgement]) -> float | None:
+def combine(judgements: Iterable[Opinion]) -> float | None:
     """The probability that response a is better: the mean over a comparison's readable judgements, by weight.
 
     None if no judgement is readable. A judgement whose two orders conflict counts with the probability that it has.
     One by a principle that is overridden does not count.
     """
-    pairs = [(judgement.p_a, judgement.weight) for judgement in decisive(judgements) if judgement.p_a is not None]
+    return mean_of(decisive(judgements))
+
+
+def mean_of(judgements: Iterable[Opinion]) -> float | None:
+    """The mean over readable judgements, by weight; None where there is none."""
+    pairs = [(judgement.p_a, judgement.weight) for judgement in judgements if judgement.p_a is not None]
     return weighted_mean([p_a for p_a, _ in pairs], [weight for _, weight in pairs])
 
 

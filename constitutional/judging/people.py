@@ -203,14 +203,16 @@ def people_of(
         judgements: the labeler's, and those of a panel.
         seed: of the bootstraps.
     """
-    by_id = {comparison.id: comparison for comparison in comparisons}
     plan = list(plan)
+    planned = {check.comparison for check in plan}
+    by_id = {comparison.id: comparison for comparison in comparisons if comparison.id in planned}
     voted, judged = defaultdict[str, list[Verdict]](list), defaultdict[str, list[Judgement]](list)
     for verdict in raters_own(verdicts):
         if verdict.principle is None and verdict.gold is None and verdict.choice in CHOICES:
             voted[verdict.comparison].append(verdict)
     for judgement in judgements:
-        judged[judgement.comparison].append(judgement)
+        if judgement.comparison in planned:
+            judged[judgement.comparison].append(judgement)
     seen = []
     for check in plan:
         opinions = opinions_of(voted[check.comparison])

@@ -9,13 +9,36 @@ against each other two by two, and give way in the same cases.
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import permutations
-from typing import Final
+from typing import Final, Protocol
 
-from constitutional.base.records import Judgement
 from constitutional.base.stats import weighted_mean
 
 
-def overridden(judgements: Iterable[Judgement]) -> dict[str, str]:
+class Opinion(Protocol):
+    """What a comparison's label follows from, of a judgement."""
+
+    @property
+    def principle(self) -> str:
+        """The principle's id."""
+
+    @property
+    def p_a(self) -> float | None:
+        """Probability that a is better."""
+
+    @property
+    def conflict(self) -> bool:
+        """The two orders prefer different responses."""
+
+    @property
+    def weight(self) -> float:
+        """What it counts for."""
+
+    @property
+    def gives_way_to(self) -> tuple[str, ...]:
+        """Ids of the principles that override its own."""
+
+
+def overridden(judgements: Iterable[Opinion]) -> dict[str, str]:
     """The principles of a comparison that count for nothing, and for each the principle that decides in its place.
 
     A principle is overridden where one that overrides it, and is not overridden itself, prefers the other response.

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.progress import Progress, Task, counted
 from constitutional.base.records import LABELER, Record
-from constitutional.base.shards import RowStream, write_artifact
+from constitutional.base.shards import Row, RowStream, write_artifact
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import PURPOSES, USES, Constitution, Principle
 from constitutional.constitution.file import is_shipped, load_constitution
@@ -407,7 +407,7 @@ class RunStageContext(FinishedRun):
         """What this stage has asked of models so far."""
         return self.calls_elsewhere or Calls.of_roles({role: engine.calls for role, engine in self._engines.items()})
 
-    def write(self, artifact: str, rows: Iterable[Record]) -> int:
+    def write(self, artifact: str, rows: Iterable[Row]) -> int:
         """Write rows as an artifact of this stage, whole or not at all, as they come; returns how many."""
         self.written[artifact], count = write_artifact(self._begun.folder, artifact, rows)
         return count

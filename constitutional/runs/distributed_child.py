@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from constitutional.base.errors import ConstitutionalError
 from constitutional.base.progress import Progress
 from constitutional.base.records import Record
+from constitutional.base.shards import Row
 from constitutional.runs.compose import load
 from constitutional.runs.context import RunContext, RunStageContext
 from constitutional.runs.distributed import ProcessEnd, TrainingRequest, leave_end
@@ -38,7 +39,7 @@ PATIENCE: Final = timedelta(hours=2)
 class OtherContext(RunStageContext):
     """The stage's view of a run in a process that is not the main one: it writes and shows nothing."""
 
-    def write(self, artifact: str, rows: Iterable[Record]) -> int:  # noqa: ARG002
+    def write(self, artifact: str, rows: Iterable[Row]) -> int:  # noqa: ARG002
         """Leave it to the main process; returns how many rows there are."""
         return sum(1 for _ in rows)
 

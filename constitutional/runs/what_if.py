@@ -139,7 +139,8 @@ class LabelledRun:
         self.comparisons, self.verdicts = store.read("comparisons", Comparison), list[Verdict]()
         self._every = {comparison.id for comparison in self.comparisons}
         if "spotchecks" in store.artifacts():
-            self.comparisons = mix.not_audited(self.comparisons, store.read("spotchecks", SpotCheck))
+            audit = mix.audited_in(store.read("spotchecks", SpotCheck))
+            self.comparisons = [comparison for comparison in self.comparisons if comparison.id not in audit]
             self.verdicts = store.read("verdicts", Verdict)
         self.ids = [comparison.id for comparison in self.comparisons]
         accuracies = store.read("labeler_accuracy", PrincipleAccuracy)
@@ -221,7 +222,7 @@ class LabelledRun:
             sides: dict[str, bool] = {}
             for row in self.comparisons:
                 if row.prompt.id not in sides:
-                    sides[row.prompt.id] = mix.is_held_out(row.prompt, settings, self.config.seed)
+                    sides[row.prompt.id] = mix.is_held_out(row.prompt.messages, settings, self.config.seed)
             self._plans[settings] = _Plan(
                 settings=settings,
                 usable=np.array(usable, dtype=bool),

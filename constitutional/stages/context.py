@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 
     from constitutional.base.progress import Task
-    from constitutional.base.shards import RowStream
+    from constitutional.base.shards import Row, RowStream
     from constitutional.base.templates import Prompts
     from constitutional.constitution.constitution import Constitution
     from constitutional.engines.base import Engine
@@ -90,6 +90,9 @@ class RunView(Protocol):
     def read(self, artifact: str, kind: type[R]) -> list[R]:
         """The rows of an artifact that an earlier stage wrote, such as `revisions`."""
 
+    def stream(self, artifact: str, kind: type[R]) -> "RowStream[R]":
+        """The rows of an artifact, to be iterated over: where they are many, they are read anew and never all held."""
+
     def summary(self, kind: type[S]) -> S | None:
         """What the earlier stage that writes such a summary said; None if this run has no such stage."""
 
@@ -114,10 +117,7 @@ class StageContext(RunView, Protocol):
     def judges(self) -> Mapping[str, str]:
         """The role of every judge by its name: `labeler`, then those of the panel (`second`: `panel.second`)."""
 
-    def stream(self, artifact: str, kind: type[R]) -> "RowStream[R]":
-        """The rows of an artifact, to be iterated over: where they are many, they are read anew and never all held."""
-
-    def write(self, artifact: str, rows: Iterable[Record]) -> int:
+    def write(self, artifact: str, rows: "Iterable[Row]") -> int:
         """Write rows as an artifact of this stage, whole or not at all; returns how many.
 
         They are written as they come: `<artifact>.jsonl`, or of many rows a folder of shards (`base/shards.py`).

@@ -7,29 +7,40 @@ replaces the AI's on the same comparison. What is undecided is left out and coun
 people leave it even and `ties` says so.
 """
 
+import json
 import math
 from array import array
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, groupby
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, compress, groupby
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Final, Literal, NamedTuple, Self
+from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from constitutional.base.errors import ConfigurationError, RunError
 from constitutional.base.frozen import Frozen
-from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Split, SpotCheck, Verdict
+from constitutional.base.records import (
+    Comparison,
+    Judgement,
+    Message,
+    Preference,
+    Prompt,
+    Split,
+    SpotCheck,
+    Verdict,
+    id_of,
+)
 from constitutional.base.seeds import rng_of
-from constitutional.base.shards import RowStream, Shards, column_of
+from constitutional.base.shards import PlainRow, RowStream, Shards, column_of, columns_of, json_text
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import divisor, read_comparisons
 from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
 from constitutional.data.sources import DataFile, as_files, check_weights
 from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.aggregation import estimated, too_few
-from constitutional.judging.labelling import combine, decisive
+from constitutional.judging.labelling import decisive, mean_of
 from constitutional.judging.people import work_of
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import MixSummary
@@ -113,9 +124,38 @@ class Mixed(NamedTuple):
 class MixedRows(NamedTuple):
     """The same, with preferences that are made when they are asked for, once."""
 
-    preferences: Iterator[Preference]
+    preferences: Iterator[Preference | PlainRow]
+    """Those that people decide or files hold are objects, and those of the labeler's are written as they are."""
     counts: dict[str, int]
     problem: str | None
+
+
+class _Pair(NamedTuple):
+    """The columns of a comparison."""
+
+    id: str
+    prompt: str
+    """As JSON."""
+    a: str
+    b: str
+
+
+class _Opinion(NamedTuple):
+    """The columns of a judgement: all that a preference follows from."""
+
+    comparison: str
+    principle: str
+    p_a: float | None
+    conflict: bool
+    weight: float
+    gives_way_to: tuple[str, ...]
+    id: str = ""
+    """Read where preferences are made."""
+
+
+NONE, EVALUATION, TRAIN, HELD_OUT = range(4)
+"""What becomes of a preference: there is none; its prompt is for evaluation; or it is on this side of the split."""
+SPLITS: Final[Mapping[int, Split]] = {TRAIN: "train", HELD_OUT: "held_out"}
 
 
 def mix(
@@ -137,20 +177,24 @@ def mix(
         ConfigurationError: there is too little of one source for the share or the total.
     """
     mixed = mixed_rows(comparisons, judgements, verdicts, human_preferences, settings, seed)
-    return Mixed(list(mixed.preferences), mixed.counts, mixed.problem)
+    rows = (row.model_dump(mode="json") if isinstance(row, PlainRow) else row for row in mixed.preferences)
+    return Mixed([Preference.model_validate(row) for row in rows], mixed.counts, mixed.problem)
 
 
-def mixed_rows(
+def mixed_rows(  # noqa: PLR0913 - the same, and what is never trained on
     comparisons: RowStream[Comparison],
     judgements: RowStream[Judgement],
     verdicts: Sequence[Verdict],
     human_preferences: Sequence[Preference],
     settings: Settings,
     seed: int,
+    *,
+    audit: frozenset[str] = frozenset(),
 ) -> MixedRows:
-    """The same as `mix`, for any number of comparisons: they and their judgements are read twice, row by row.
+    """The same as `mix`, for any number of comparisons: of them and their judgements columns are read, twice.
 
-    Of each preference some tens of bytes are held: its rank, and its side of the split. What people say is held whole.
+    Of each comparison some bytes are held: the labeler's probability, and what becomes of its preference. What people
+    say is held whole. Comparisons of `audit` are left out.
 
     Raises:
         ConfigurationError: there is too little of one source for the share or the total.
@@ -158,51 +202,59 @@ def mixed_rows(
     """
     counts: Counter[str] = Counter()
     verdicts_by_comparison = _usable(verdicts, counts)
-    opinions = _about(comparisons, verdicts) if settings.aggregate == "dawid_skene" else []
+    opinions = _about(comparisons, verdicts, audit) if settings.aggregate == "dawid_skene" else []
     problem = too_few(opinions)
     estimates = {} if problem else estimated(opinions)
 
-    def decided(counts: Counter[str]) -> Iterator[Preference]:
-        """By the labeler or by people, in the order of the comparisons."""
-        for comparison, own in _with_judgements(comparisons, judgements):
-            if same_text(comparison.a, comparison.b):
-                counts["comparisons of equal texts"] += 1
-            elif comparison.id in verdicts_by_comparison:
-                counts["AI judgements overridden by a person"] += bool(own)
-                p_a = estimates.get(comparison.id)
-                yield from _by_people(comparison, verdicts_by_comparison[comparison.id], p_a, settings, counts)
-            else:
-                yield from _by_ai(comparison, own, settings, counts)
-
-    ai, human = _Available(settings, seed), _Available(settings, seed)
+    labels, places = array("d"), bytearray()
     people: list[Preference] = []
-    for preference in decided(counts):
-        if preference.source == "ai":
-            ai.add(preference)
+    prompt, place = "", NONE
+    for pair, own in _with_judgements(comparisons, judgements):
+        p_a = None
+        if pair.id in audit:
+            pass
+        elif same_text(pair.a, pair.b):
+            counts["comparisons of equal texts"] += 1
+        elif pair.id in verdicts_by_comparison:
+            counts["AI judgements overridden by a person"] += bool(own)
+            estimate = estimates.get(pair.id)
+            people += _by_people(pair, verdicts_by_comparison[pair.id], estimate, settings, counts)
         else:
-            people.append(preference)
+            p_a = _by_ai(own, settings, counts)
+        if p_a is not None and pair.prompt != prompt:  # the comparisons of a prompt stand together
+            prompt, values = pair.prompt, json.loads(pair.prompt)
+            place = _place(values["split"], [Message(**message) for message in values["messages"]], settings, seed)
+        labels.append(math.nan if p_a is None else p_a)
+        places.append(NONE if p_a is None else place)
     brought = _brought_together(human_preferences, counts, keep=settings.ties == "keep")
     people += [preference for preference in brought if preference.source == "human"]
     from_files = [preference for preference in brought if preference.source == "ai"]
-    human.extend(people)
-    ai.extend(from_files)
-    counts["preferences on evaluation prompts"] += human.left_out + ai.left_out
+    ai = bytes(places) + bytes(_place_of(row.prompt, settings, seed) for row in from_files)
+    human = bytes(_place_of(row.prompt, settings, seed) for row in people)
+    counts["preferences on evaluation prompts"] += human.count(EVALUATION) + ai.count(EVALUATION)
 
-    from_ai, from_people = amounts_of(ai.count("train"), human.count("train"), settings)
+    from_ai, from_people = amounts_of(ai.count(TRAIN), human.count(TRAIN), settings)
     for source, there, used in (("AI", ai, from_ai), ("human", human, from_people)):
-        held_out = there.count("held_out")
+        held_out = there.count(HELD_OUT)
         kept = min(held_out, MOST_HELD_OUT)
-        there.draw({"train": used, "held_out": kept})
-        counts[f"{source} preferences available"] = there.count("train") + held_out
+        counts[f"{source} preferences available"] = there.count(TRAIN) + held_out
         counts[f"{source} preferences used"] = used
-        counts[f"{source} preferences beyond the share or the total"] = there.count("train") - used
+        counts[f"{source} preferences beyond the share or the total"] = there.count(TRAIN) - used
         counts[f"{source} preferences held out"] = kept
         counts[f"held-out {source} preferences beyond {MOST_HELD_OUT}"] = held_out - kept
     counts["preferences in train"] = from_ai + from_people
     counts["preferences in held_out"] = counts["AI preferences held out"] + counts["human preferences held out"]
-    by_ai = (preference for preference in decided(Counter()) if preference.source == "ai")
-    drawn = chain(ai.drawn_of(chain(by_ai, from_files)), human.drawn_of(people))
-    return MixedRows(drawn, dict(counts), problem)
+
+    def rows() -> Iterator[Preference | PlainRow]:
+        names = [preference.comparison for preference in from_files]
+        drawn = _drawn("ai", ai, lambda: chain(column_of(comparisons, "id"), names), from_ai, seed)
+        own = len(labels)
+        yield from _labelled(comparisons, judgements, labels, ai[:own], drawn[:own])
+        yield from _with_splits(from_files, ai[own:], drawn[own:])
+        drawn = _drawn("human", human, lambda: (preference.comparison for preference in people), from_people, seed)
+        yield from _with_splits(people, human, drawn)
+
+    return MixedRows(rows(), dict(counts), problem)
 
 
 def _usable(verdicts: Iterable[Verdict], counts: Counter[str]) -> dict[str, list[Verdict]]:
@@ -221,24 +273,33 @@ def _usable(verdicts: Iterable[Verdict], counts: Counter[str]) -> dict[str, list
 
 
 def _with_judgements(
-    comparisons: Iterable[Comparison], judgements: Iterable[Judgement]
-) -> Iterator[tuple[Comparison, list[Judgement]]]:
-    """Each comparison with what judges make of it; shards are read side by side, in the order that `label` writes."""
+    comparisons: RowStream[Comparison], judgements: RowStream[Judgement], *more: str
+) -> Iterator[tuple[_Pair, list[_Opinion]]]:
+    """The comparisons with what judges make of them, and with more columns of that.
+
+    Shards are read side by side, in the order that `label` writes.
+    """
+    pairs = map(_Pair._make, columns_of(comparisons, Comparison, _Pair._fields))
+    names = ("comparison", "principle", "p_a", "conflict", "weight", "gives_way_to", *more)
+    opinions = (
+        _Opinion(comparison, principle, p_a, conflict, weight, tuple(json.loads(above)) if above else (), *rest)
+        for comparison, principle, p_a, conflict, weight, above, *rest in columns_of(judgements, Judgement, names)
+    )
     if not isinstance(judgements, Shards):
-        by_comparison: defaultdict[str, list[Judgement]] = defaultdict(list)
-        for judgement in judgements:
-            by_comparison[judgement.comparison].append(judgement)
-        for comparison in comparisons:
-            yield comparison, by_comparison.get(comparison.id, [])
+        by_comparison: defaultdict[str, list[_Opinion]] = defaultdict(list)
+        for opinion in opinions:
+            by_comparison[opinion.comparison].append(opinion)
+        for pair in pairs:
+            yield pair, by_comparison.get(pair.id, [])
         return
-    groups = groupby(judgements, lambda judgement: judgement.comparison)
+    groups = groupby(opinions, lambda opinion: opinion.comparison)
     name, group = next(groups)
-    for comparison in comparisons:
-        own: list[Judgement] = []
-        if comparison.id == name:
+    for pair in pairs:
+        own: list[_Opinion] = []
+        if pair.id == name:
             own = list(group)
             name, group = next(groups, ("", iter(())))
-        yield comparison, own
+        yield pair, own
     if name:
         raise RunError(
             f"{judgements.path}: the judgement of comparison {name} does not stand in the order of the comparisons; "
@@ -246,86 +307,109 @@ def _with_judgements(
         )
 
 
-class _Available:
-    """The preferences of one source that are not on evaluation prompts: their sides of the split, and who is first."""
-
-    def __init__(self, settings: Settings, seed: int) -> None:
-        self.left_out = 0
-        """Preferences on evaluation prompts."""
-        self._settings = settings
-        self._seed = seed
-        self._ranks = array("d")
-        self._held_out = array("b")
-        self._prompt: tuple[Prompt, bool] | None = None
-        """The last prompt, and whether it is held out: the comparisons of a prompt stand together."""
-        self._drawn = b""
-
-    def add(self, preference: Preference) -> None:
-        """Note a preference, in the order of all."""
-        if preference.prompt.split != "train":
-            self.left_out += 1
-            return
-        if self._prompt is None or self._prompt[0] != preference.prompt:
-            self._prompt = (preference.prompt, is_held_out(preference.prompt, self._settings, self._seed))
-        self._ranks.append(rank(preference.source, preference.comparison, self._seed))
-        self._held_out.append(self._prompt[1])
-
-    def extend(self, preferences: Iterable[Preference]) -> None:
-        """Note several."""
-        for preference in preferences:
-            self.add(preference)
-
-    def count(self, split: Split) -> int:
-        """How many are on this side of the split."""
-        held_out = sum(self._held_out)
-        return held_out if split == "held_out" else len(self._held_out) - held_out
-
-    def draw(self, amounts: Mapping[Split, int]) -> None:
-        """Choose so many of each side; who is taken first is settled by each one's comparison alone."""
-        import numpy as np
-
-        order = np.argsort(np.array(self._ranks), kind="stable")
-        held_out, drawn = np.array(self._held_out, bool)[order], np.zeros(len(order), bool)
-        for split, amount in amounts.items():
-            drawn[order[held_out == (split == "held_out")][:amount]] = True
-        self._drawn = drawn.tobytes()
-
-    def drawn_of(self, preferences: Iterable[Preference]) -> Iterator[Preference]:
-        """Those that were chosen, with their splits; of the same preferences in the same order."""
-        trained_on = (preference for preference in preferences if preference.prompt.split == "train")
-        for preference, held_out, drawn in zip(trained_on, self._held_out, self._drawn, strict=True):
-            if drawn:
-                yield _with(preference, split="held_out" if held_out else "train")
+def _prompt_of(pair: _Pair) -> Prompt:
+    return Prompt.model_validate(json.loads(pair.prompt))
 
 
-def _about(comparisons: Iterable[Comparison], verdicts: Iterable[Verdict]) -> list[Verdict]:
-    """The verdicts on those of the comparisons whose responses differ."""
-    voted_on = {verdict.comparison for verdict in verdicts}
-    differing = {row.id for row in comparisons if row.id in voted_on and not same_text(row.a, row.b)}
+def _place_of(prompt: Prompt, settings: Settings, seed: int) -> int:
+    return _place(prompt.split, prompt.messages, settings, seed)
+
+
+def _place(split: Split, messages: Sequence[Message], settings: Settings, seed: int) -> int:
+    """What becomes of the preferences of a prompt."""
+    if split != "train":
+        return EVALUATION
+    return HELD_OUT if is_held_out(messages, settings, seed) else TRAIN
+
+
+def _drawn(source: str, places: bytes, names: Callable[[], Iterable[str]], used: int, seed: int) -> bytes:
+    """Which preferences of a source are taken: 1 or 0 for each. Its comparison alone settles who is first.
+
+    Args:
+        source: of the preferences.
+        places: what becomes of each.
+        names: makes the ids of their comparisons, in the same order.
+        used: how many to train on. Of those held out it is as many as there are, up to `MOST_HELD_OUT`.
+        seed: decides who is first.
+    """
+    import numpy as np
+
+    by_place = np.frombuffer(places, np.uint8)
+    drawn = np.zeros(len(places), bool)
+    for place, amount in ((TRAIN, used), (HELD_OUT, MOST_HELD_OUT)):
+        there = by_place == place
+        numbers = np.flatnonzero(there)
+        if len(numbers) > amount:
+            ranks = (rank(source, name, seed) for name in compress(names(), there))
+            numbers = numbers[np.argsort(np.fromiter(ranks, float, len(numbers)), kind="stable")[:amount]]
+        drawn[numbers] = True
+    return drawn.tobytes()
+
+
+def _labelled(
+    comparisons: RowStream[Comparison],
+    judgements: RowStream[Judgement],
+    labels: Sequence[float],
+    places: Sequence[int],
+    drawn: Sequence[int],
+) -> Iterator[PlainRow]:
+    """The labeler's preferences that are drawn, from all comparisons."""
+    rows = zip(_with_judgements(comparisons, judgements, "id"), labels, places, drawn, strict=True)
+    prompt, of_prompt = "", None
+    for (pair, own), p_a, place, taken in rows:
+        if not taken:
+            continue
+        if pair.prompt != prompt:
+            prompt, of_prompt = pair.prompt, json.loads(pair.prompt)
+        usable = decisive(own)
+        values = {**_likelier(pair.a, pair.b, p_a), "source": "ai", "comparison": pair.id, "split": SPLITS[place]}
+        principles = list(dict.fromkeys(opinion.principle for opinion in usable))
+        rests_on = [opinion.id for opinion in usable]
+        name = id_of({"prompt": of_prompt, "principles": principles, "rests_on": rests_on, **values})
+        lists = {"principles": _as_json(principles), "rests_on": _as_json(rests_on)}
+        yield PlainRow(Preference, name, {"prompt": prompt, **lists, **values})
+
+
+def _as_json(texts: Iterable[str]) -> str:
+    return f"[{', '.join(map(json_text, texts))}]"  # for a quarter of the time that a list takes
+
+
+def _with_splits(
+    preferences: Iterable[Preference], places: Iterable[int], drawn: Iterable[int]
+) -> Iterator[Preference]:
+    """The preferences that are drawn, with their splits."""
+    for preference, place, taken in zip(preferences, places, drawn, strict=True):
+        if taken:
+            yield _with(preference, split=SPLITS[place])
+
+
+def _about(comparisons: RowStream[Comparison], verdicts: Sequence[Verdict], audit: frozenset[str]) -> list[Verdict]:
+    """The verdicts on those of the comparisons whose responses differ, but for the audit set."""
+    voted_on = {verdict.comparison for verdict in verdicts} - audit
+    rows = columns_of(comparisons, Comparison, ("id", "a", "b"))
+    differing = {name for name, a, b in rows if name in voted_on and not same_text(a, b)}
     return [verdict for verdict in verdicts if verdict.comparison in differing and verdict.gold is None]
 
 
-def _by_ai(
-    comparison: Comparison, judgements: Sequence[Judgement], settings: Settings, counts: Counter[str]
-) -> list[Preference]:
-    """The soft preference of the labeler: the mean over what can be read, by weight."""
-    usable, p_a = decisive(judgements), combine(judgements)
-    unreadable = sum(judgement.p_a is None for judgement in judgements)
+def _by_ai(opinions: Sequence[_Opinion], settings: Settings, counts: Counter[str]) -> float | None:
+    """The labeler's soft label, the mean over what can be read, by weight; None where it makes no preference."""
+    usable = decisive(opinions)
+    p_a = mean_of(usable)
+    unreadable = sum(opinion.p_a is None for opinion in opinions)
     counts["judgements unreadable"] += unreadable
     if p_a is None:
         counts[f"comparisons {'unreadable' if unreadable else 'not judged'}"] += 1
-        return []
+        return None
     if not is_decided(p_a, settings.margin):
-        conflict = any(judgement.conflict for judgement in usable)
+        conflict = any(opinion.conflict for opinion in usable)
         counts[f"comparisons undecided, {'position conflict' if conflict else 'near a half'}"] += 1
-        return []
+        return None
     counts["comparisons decided"] += 1
-    principles = [judgement.principle for judgement in usable]
-    return [_directed(comparison, p_a, "ai", principles, [judgement.id for judgement in usable])]
+    return p_a
 
 
 def _by_people(
-    comparison: Comparison,
+    pair: _Pair,
     verdicts: Sequence[Verdict],
     estimate: float | None,
     settings: Settings,
@@ -347,8 +431,15 @@ def _by_people(
         p_a = 0.5  # exactly: what measures the reward model knows ties by it
     counts["comparisons decided"] += 1
     counts["comparisons decided by Dawid and Skene's estimate"] += estimate is not None
-    principles = [opinion.principle for opinion in opinions if opinion.principle]
-    return [_directed(comparison, p_a, "human", principles, [opinion.id for opinion in opinions])]
+    preference = Preference(
+        prompt=_prompt_of(pair),
+        **_likelier(pair.a, pair.b, p_a),
+        source="human",
+        principles=tuple(dict.fromkeys(opinion.principle for opinion in opinions if opinion.principle)),
+        rests_on=tuple(opinion.id for opinion in opinions),
+        comparison=pair.id,
+    )
+    return [preference]
 
 
 def _p_a(verdict: Verdict, settings: Settings) -> float:
@@ -394,11 +485,14 @@ def _averaged(group: Sequence[Preference], counts: Counter[str], *, keep: bool) 
             return None
     if len(group) == 1:
         return first  # as most are: a copy of a million would take minutes and gigabytes
-    comparison = Comparison(prompt=first.prompt, a=first.chosen, b=first.rejected)
-    principles = [name for preference in group for name in preference.principles]
-    rests_on = [place for preference in group for place in preference.rests_on]
-    directed = _directed(comparison, p_first, first.source, principles, rests_on)
-    return directed.model_copy(update={"weight": fmean(preference.weight for preference in group)})
+    return first.model_copy(
+        update={
+            **_likelier(first.chosen, first.rejected, p_first),
+            "principles": tuple(dict.fromkeys(name for preference in group for name in preference.principles)),
+            "rests_on": tuple(place for preference in group for place in preference.rests_on),
+            "weight": fmean(preference.weight for preference in group),
+        }
+    )
 
 
 def _with(preference: Preference, **values: object) -> Preference:
@@ -407,21 +501,10 @@ def _with(preference: Preference, **values: object) -> Preference:
     return preference.model_copy(update=values) if changed else preference
 
 
-def _directed(
-    comparison: Comparison, p_a: float, source: Literal["ai", "human"], principles: list[str], rests_on: list[str]
-) -> Preference:
-    """The comparison with the likelier of its texts as chosen."""
-    chosen, rejected = (comparison.a, comparison.b) if p_a > 0.5 else (comparison.b, comparison.a)
-    return Preference(
-        prompt=comparison.prompt,
-        chosen=chosen,
-        rejected=rejected,
-        probability=min(1.0, max(p_a, 1 - p_a)),
-        source=source,
-        principles=tuple(dict.fromkeys(principles)),
-        rests_on=tuple(rests_on),
-        comparison=comparison.id,
-    )
+def _likelier(a: str, b: str, p_a: float) -> dict[str, Any]:
+    """Which of two texts is chosen, and its probability, by name."""
+    chosen, rejected = (a, b) if p_a > 0.5 else (b, a)
+    return {"chosen": chosen, "rejected": rejected, "probability": min(1.0, max(p_a, 1 - p_a))}
 
 
 def _even(p: float) -> bool:
@@ -439,12 +522,12 @@ def within_margin(p: float, margin: float) -> bool:
     return abs(p - 0.5) < margin - 1e-9  # 0.6 - 0.5 is 0.09999999999999998
 
 
-def is_held_out(prompt: Prompt, settings: Settings, seed: int) -> bool:
+def is_held_out(messages: Iterable[Message], settings: Settings, seed: int) -> bool:
     """Whether the preferences of a training prompt are kept to measure the reward model on.
 
     The words up to the user's first message decide, so that no conversation goes on from one on the other side.
     """
-    opening = next(prompts_within(conversation_of(prompt.messages)))
+    opening = next(prompts_within(conversation_of(messages)))
     return rng_of(seed, "mix split", opening).random() < settings.held_out_share
 
 
@@ -507,10 +590,9 @@ def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Itera
     return [preference for preference in preferences if not contains_one_of(preference.prompt.messages, held_out)]
 
 
-def not_audited(comparisons: Iterable[Comparison], plan: Iterable[SpotCheck]) -> list[Comparison]:
-    """The comparisons but for the audit set, which is never trained on, whoever judged it."""
-    audit = {row.comparison for row in plan if row.reason == "audit"}
-    return [comparison for comparison in comparisons if comparison.id not in audit]
+def audited_in(plan: Iterable[SpotCheck]) -> frozenset[str]:
+    """The comparisons of the audit set by id, which are never trained on, whoever judged them."""
+    return frozenset(row.comparison for row in plan if row.reason == "audit")
 
 
 def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settings: Settings, seed: int) -> None:
@@ -526,9 +608,8 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
         return
     counts: Counter[str] = Counter()
     people = _brought_together(without_evaluation_prompts(pairs, prompts), counts, keep=settings.ties == "keep")
-    available = _Available(settings, seed)
-    available.extend(preference for preference in people if preference.source == "human")
-    human = available.count("train")
+    places = [_place_of(row.prompt, settings, seed) for row in people if row.source == "human"]
+    human = places.count(TRAIN)
     if human == 0:
         amounts_of(0, 0, settings)
     if settings.total is not None and _rounded(settings.total * share) > human:
@@ -540,9 +621,7 @@ def check_amounts(pairs: Sequence[Preference], prompts: Iterable[Prompt], settin
 
 def run(settings: Settings, context: StageContext) -> None:
     """Read comparisons, judgements and people's files; write `preferences`."""
-    checked = context.has("spotchecks")  # then comparisons are left out, and all are held
-    every = context.read("comparisons", Comparison) if checked else context.stream("comparisons", Comparison)
-    judgements = context.read("judgements", Judgement) if checked else context.stream("judgements", Judgement)
+    comparisons, judgements = context.stream("comparisons", Comparison), context.stream("judgements", Judgement)
     notes: dict[str, int] = {}
     human: list[Preference] = []
     labelled: dict[str, str] = {}
@@ -563,18 +642,19 @@ def run(settings: Settings, context: StageContext) -> None:
             "human rows without a verdict": read.counts["unlabelled"],
             "human rows without a prompt": read.without_prompt,
         }
-    from_file = read_verdicts(settings.verdicts, set(column_of(every, "id"))) if settings.verdicts else []
-    verdicts, comparisons = [*from_file], every
-    if checked:
+    from_file = read_verdicts(settings.verdicts, set(column_of(comparisons, "id"))) if settings.verdicts else []
+    verdicts, audit, audited = [*from_file], frozenset[str](), 0
+    if context.has("spotchecks"):
         verdicts += context.read("verdicts", Verdict)
-        comparisons = not_audited(every, context.read("spotchecks", SpotCheck))
-        notes["comparisons of the audit set"] = len(every) - len(comparisons)
-    mixed = mixed_rows(comparisons, judgements, verdicts, human, settings, context.seed)
+        audit = audited_in(context.read("spotchecks", SpotCheck))
+        audited = sum(name in audit for name in column_of(comparisons, "id"))
+        notes["comparisons of the audit set"] = audited
+    mixed = mixed_rows(comparisons, judgements, verdicts, human, settings, context.seed, audit=audit)
     sources: set[str] = set()
     context.write("preferences", _noting(mixed.preferences, sources))
     counts = {**notes, **mixed.counts}
     summary = MixSummary(
-        comparisons=len(comparisons),
+        comparisons=len(comparisons) - audited,
         decided=counts.get("comparisons decided", 0),
         conflicts=counts.get("comparisons undecided, position conflict", 0),
         near_a_half=counts.get("comparisons undecided, near a half", 0),
@@ -599,10 +679,11 @@ def run(settings: Settings, context: StageContext) -> None:
         context.warn(warning)
 
 
-def _noting(preferences: Iterable[Preference], sources: set[str]) -> Iterator[Preference]:
-    """The preferences, while the places that their prompts come from are noted."""
+def _noting(preferences: Iterable[Preference | PlainRow], sources: set[str]) -> Iterator[Preference | PlainRow]:
+    """The preferences, while the places that the prompts of people's come from are noted."""
     for preference in preferences:
-        sources.add(preference.prompt.source)
+        if isinstance(preference, Preference):
+            sources.add(preference.prompt.source)
         yield preference
 
 

@@ -5,6 +5,7 @@ import pytest
 from constitutional.base import shards
 from constitutional.base.records import Comparison, Judgement, Preference
 from constitutional.runs.runner import load_run
+from constitutional.stages.report import gather
 from scripts import bench_scale
 
 
@@ -33,4 +34,9 @@ def test_a_run_of_the_benchmark_goes_through_its_stages_in_shards(
         assert (judgement.p_a > 0.5) == (a > b)
     # Every judgement is clear, so that all but those of held-out prompts are trained on.
     assert len(store.read("preferences", Preference)) == 12
-    assert {what for what, _ in bench_scale.look(tmp_path / "12")} == {"an item", "a principle", "words"}
+    looks = {what for what, _ in bench_scale.look(tmp_path / "12")}
+    assert looks == {"show an item", "show a principle", "show words", "the report"}
+    report = gather.gather(gather.Settings(), bench_scale.OfPairs(store, tmp_path / "12"))
+    assert report.labeler is not None
+    assert sum(row.judged for row in report.labeler.principles) == 12
+    assert sum(report.sources.values()) == 12

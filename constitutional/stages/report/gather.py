@@ -7,10 +7,12 @@ the page names what was left out or not measured.
 
 import json
 import shlex
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -23,11 +25,12 @@ from constitutional.base.records import (
     Judgement,
     Preference,
     Prompt,
-    Reading,
     Revision,
     Rollout,
     Sample,
+    id_of,
 )
+from constitutional.base.shards import RowStream, column_of, columns_of
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.accuracy import PrincipleAccuracy
@@ -52,7 +55,6 @@ from constitutional.stages.report.data import (
     WorkReport,
 )
 from constitutional.stages.report.examples import (
-    example_choices,
     reply_examples,
     revision_examples,
     rollout_examples,
@@ -139,23 +141,61 @@ def wanted_directions(
     return {**always, **evaluated, **settings.wanted}
 
 
+class _Outcomes:
+    """Whether something is so, of many; those about one prompt are a cluster."""
+
+    def __init__(self) -> None:
+        self._prompts = array("Q")
+        self._so = bytearray()
+
+    def add(self, prompt: int, *, so: bool) -> None:
+        """One more."""
+        self._prompts.append(prompt)
+        self._so.append(so)
+
+    def share(self) -> Share | None:
+        """The share that is so; None where there are none."""
+        return Share.clustered([(so == 1, prompt) for so, prompt in zip(self._so, self._prompts, strict=True)])
+
+
+class _Judged:
+    """What is counted of a judge's judgements by one principle."""
+
+    def __init__(self) -> None:
+        self.count = self.unreadable = self.ties = 0
+        self.conflicts = _Outcomes()
+        self.first = _Outcomes()
+
+
 def labeler_quality(
     constitution: Constitution,
     accuracies: Iterable[PrincipleAccuracy],
-    judgements: Iterable[Judgement],
-    comparisons: Iterable[Comparison],
+    judgements: RowStream[Judgement],
+    comparisons: RowStream[Comparison],
     judge: str = LABELER,
 ) -> LabelerQuality:
     """How a judge did by each principle, on the principle's own examples and on the run's comparisons."""
     on_examples = {
         row.principle: Share.of(row.right, row.n - row.unreadable) for row in accuracies if row.judge == judge
     }
-    prompts = {comparison.id: comparison.prompt.id for comparison in comparisons}
-    judgements = [judgement for judgement in judgements if judgement.judge == judge]
-    judged: dict[str, list[Judgement]] = defaultdict(list)
-    for judgement in judgements:
-        judged[judgement.principle].append(judgement)
-    methods = dict.fromkeys(judgement.labeler.rpartition(" ")[2] for judgement in judgements)
+    prompts = _prompts_of(comparisons)
+    judged: defaultdict[str, _Judged] = defaultdict(_Judged)
+    probabilities, methods, bounded = array("d"), set[str](), 0
+    columns = ("comparison", "principle", "labeler", "judge", "readings", "p_a", "conflict")
+    for comparison, principle, labeler, by, as_json, p_a, conflict in columns_of(judgements, Judgement, columns):
+        if (by or LABELER) != judge:
+            continue
+        readings, of_principle = json.loads(as_json), judged[principle]
+        of_principle.count += 1
+        of_principle.unreadable += p_a is None
+        of_principle.ties += conflict and _torn(readings)
+        for first in _first_shown(readings):
+            of_principle.first.add(prompts[comparison], so=first)
+        if p_a is not None:
+            of_principle.conflicts.add(prompts[comparison], so=conflict)
+            probabilities.append(p_a)
+        methods.add(labeler.rpartition(" ")[2])
+        bounded += any(reading.get("bounded") for reading in readings)
     return LabelerQuality(
         principles=tuple(
             PrincipleQuality(
@@ -163,32 +203,43 @@ def labeler_quality(
                 text=principle.text,
                 weight=principle.weight,
                 accuracy=on_examples.get(principle.id),
-                judged=len(judged[principle.id]),
-                unreadable=sum(judgement.p_a is None for judgement in judged[principle.id]),
-                conflicts=_conflicts(judged[principle.id], prompts),
-                ties=sum(judgement.conflict and _torn(judgement.readings) for judgement in judged[principle.id]),
-                first=_first_shown(judged[principle.id], prompts),
+                judged=judged[principle.id].count,
+                unreadable=judged[principle.id].unreadable,
+                conflicts=judged[principle.id].conflicts.share(),
+                ties=judged[principle.id].ties,
+                first=judged[principle.id].first.share(),
             )
             for principle in constitution.principles
         ),
-        probabilities=Histogram.of([judgement.p_a for judgement in judgements if judgement.p_a is not None], 0.0, 1.0),
+        probabilities=Histogram.of(probabilities, 0.0, 1.0),
         method=", ".join(f"{method}: {IN_WORDS[method]}" for method in IN_WORDS if method in methods),
-        bounded=sum(any(reading.bounded for reading in judgement.readings) for judgement in judgements),
+        bounded=bounded,
     )
+
+
+def _prompts_of(comparisons: RowStream[Comparison]) -> dict[str, int]:
+    """A number for the prompt of each comparison, by the comparison's id."""
+    numbers, last, number = dict[str, int](), "", 0
+    for name, prompt in columns_of(comparisons, Comparison, ("id", "prompt")):
+        if prompt != last:  # the comparisons of a prompt stand together
+            last, number = prompt, int(id_of(json.loads(prompt)), 16)
+        numbers[name] = number
+    return numbers
 
 
 def panel_of(
     constitution: Constitution,
     accuracies: Sequence[PrincipleAccuracy],
-    judgements: Sequence[Judgement],
-    comparisons: Sequence[Comparison],
+    judgements: RowStream[Judgement],
+    comparisons: RowStream[Comparison],
 ) -> Panel | None:
     """The judges beside the labeler, and how far all agree; None where there is none."""
-    names = dict.fromkeys([*(row.judge for row in accuracies), *(row.judge for row in judgements)])
+    judged = (judge or LABELER for judge in column_of(judgements, "judge"))
+    names = dict.fromkeys(chain((row.judge for row in accuracies), judged))
     if len(names) < 2:
         return None
-    prompts = {comparison.id: comparison.prompt.id for comparison in comparisons}
-    split: defaultdict[str, list[tuple[bool, str]]] = defaultdict(list)
+    prompts = _prompts_of(comparisons)
+    split: defaultdict[str, list[tuple[bool, int]]] = defaultdict(list)
     for (comparison, principle), choices in choices_of(judgements).items():
         if len(choices) > 1:
             split[principle].append((len(set(choices.values())) > 1, prompts[comparison]))
@@ -208,27 +259,18 @@ def panel_of(
     )
 
 
-def _torn(readings: Iterable[Reading]) -> bool:
-    return all(reading.p_a is not None and abs(reading.p_a - 0.5) < 0.1 for reading in readings)
+def _torn(readings: Iterable[Mapping[str, Any]]) -> bool:
+    return all(reading["p_a"] is not None and abs(reading["p_a"] - 0.5) < 0.1 for reading in readings)
 
 
-def _conflicts(judgements: Iterable[Judgement], prompts: Mapping[str, str]) -> Share | None:
-    readable = [judgement for judgement in judgements if judgement.p_a is not None]
-    return Share.clustered([(judgement.conflict, prompts[judgement.comparison]) for judgement in readable])
-
-
-def _first_shown(judgements: Iterable[Judgement], prompts: Mapping[str, str]) -> Share | None:
-    """Share of readings that prefer the response shown first, of the readings that prefer one."""
-    return Share.clustered(
-        [
-            # Preferred is what was shown first if a is preferred and was first, or b is preferred and was first.
-            ((reading.p_a > 0.5) == (reading.order == "a_first"), prompts[judgement.comparison])
-            for judgement in judgements
-            if len(judgement.readings) > 1  # a single reading is a score that a response got alone: none came first
-            for reading in judgement.readings
-            if reading.p_a is not None and reading.p_a != 0.5
-        ]
-    )
+def _first_shown(readings: Sequence[Mapping[str, Any]]) -> Iterator[bool]:
+    """Whether a reading prefers the response shown first, of the readings that prefer one."""
+    if len(readings) > 1:  # a single reading is a score that a response got alone: none came first
+        for reading in readings:
+            p_a = reading["p_a"]
+            if p_a is not None and p_a != 0.5:
+                # Preferred is what was shown first if a is preferred and was first, or b is preferred and was first.
+                yield (p_a > 0.5) == (reading["order"] == "a_first")
 
 
 def curves_of(
@@ -248,9 +290,9 @@ def curves_of(
             yield Curve(stage=stage, metric=metric, lines={name: line for name, line in lines.items() if line})
 
 
-def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[Judgement]) -> Iterator[LeftOut]:
+def left_out(view: RunView, revisions: RowStream[Revision], judgements: RowStream[Judgement]) -> Iterator[LeftOut]:
     """Rows that could not be used, by stage, and why."""
-    problems = Counter(revision.problem for revision in revisions if revision.problem)
+    problems = Counter(problem for problem in column_of(revisions, "problem") if problem)
     yield LeftOut(stage="critique_revise", what="drafts", total=len(revisions), reasons=dict(problems))
     if sampled := view.summary(summaries.SamplePairsSummary):
         without = {"no two different responses": sampled.prompts_without_pair}
@@ -264,9 +306,7 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
     if (trial := view.summary(summaries.LabelerCheckSummary)) and trial.left_out_principles:
         why = {f"“{principle}”: the labeler misjudges its examples": 1 for principle in trial.left_out_principles}
         yield LeftOut(stage="label", what="principles", total=None, reasons=why)
-    undirected = Counter(judgement.problem for judgement in judgements if judgement.problem)
-    undirected["tie, neither response is preferred"] = sum(judgement.p_a == 0.5 for judgement in judgements)
-    yield LeftOut(stage="label", what="judgements", total=len(judgements), reasons=_counted(undirected))
+    yield LeftOut(stage="label", what="judgements", total=len(judgements), reasons=_counted(_undirected(judgements)))
     if mixed := view.summary(summaries.MixSummary):
         reasons = {why: count for why, count in mixed.counts.items() if not any(word in why for word in KEPT)}
         yield LeftOut(stage="mix", what="comparisons, judgements and rows", total=None, reasons=_counted(reasons))
@@ -291,19 +331,32 @@ def left_out(view: RunView, revisions: Sequence[Revision], judgements: Sequence[
         yield LeftOut(stage="evaluate", what="comparisons and critiques", total=None, reasons=_counted(reasons))
 
 
+def _undirected(judgements: RowStream[Judgement]) -> Counter[str]:
+    """Why judgements prefer no response, and how often."""
+    why, ties = Counter[str](), 0
+    for p_a, readings in columns_of(judgements, Judgement, ("p_a", "readings")):
+        ties += p_a == 0.5
+        if p_a is None:  # so an order cannot be read
+            why.update([reading["problem"] for reading in json.loads(readings) if reading["problem"]][:1])
+    why["tie, neither response is preferred"] = ties
+    return why
+
+
 def _counted(reasons: Mapping[str, int]) -> dict[str, int]:
     return {why.replace("_", " "): count for why, count in reasons.items() if count}
 
 
 def gather(settings: Settings, view: RunView) -> RunReport:
     """All that the report shows of a run, from the artifacts and summaries."""
-    revisions, judgements = view.read("revisions", Revision), view.read("judgements", Judgement)
-    preferences, scores = view.read("preferences", Preference), tuple(view.read("scores", Score))
-    comparisons, choices = view.read("comparisons", Comparison), example_choices(preferences, judgements)
-    understood = tuple(view.read("meanings", PrincipleMeaning))
+    revisions, judgements = view.stream("revisions", Revision), view.stream("judgements", Judgement)
+    preferences, comparisons = view.stream("preferences", Preference), view.stream("comparisons", Comparison)
+    scores, understood = tuple(view.read("scores", Score)), tuple(view.read("meanings", PrincipleMeaning))
+    drawn = revision_examples(revisions, preferences, judgements, settings.revision_examples, view.seed)
     online = view.has("rollouts")
     kept = view.read("rollouts", Rollout) if online else []
-    rollouts = rollout_examples(kept, view.read("prompts", Prompt), settings.rollout_examples) if online else ()
+    rollouts = rollout_examples(kept, view.stream("prompts", Prompt), settings.rollout_examples) if online else ()
+    directed = columns_of(preferences, Preference, ("probability", "split"))
+    sources = Counter(columns_of(preferences, Preference, ("source", "split")))
     records = view.records()
     sampler = view.configuration().get("algorithm", {}).get("sampler", "")
     evaluated, rewarded = view.summary(summaries.EvaluateSummary), view.summary(summaries.RewardSummary)
@@ -321,12 +374,12 @@ def gather(settings: Settings, view: RunView) -> RunReport:
         panel=panel_of(view.constitution, accuracies, judgements, comparisons),
         people=people_report(view, comparisons, judgements, settings.vote_examples, files),
         reward=rewarded.quality if rewarded else None,
-        targets=Histogram.of([row.probability for row in preferences if row.split == "train"], 0.5, 1.0),
-        sources=dict(Counter(f"{row.source}, {row.split.replace('_', ' ')}" for row in preferences)),
+        targets=Histogram.of([probability for probability, split in directed if split == "train"], 0.5, 1.0),
+        sources={f"{source}, {split.replace('_', ' ')}": count for (source, split), count in sources.items()},
         curves=tuple(curve for stage, record in records.items() for curve in curves_of(stage, record.logs, sampler)),
         gold=tuple(view.read("gold", GoldPoint)) if online else (),
         rollouts=tuple(rollouts),
-        revisions=tuple(revision_examples(revisions, choices, settings.revision_examples, view.seed)),
+        revisions=tuple(drawn),
         replies=reply_examples(view.read("samples", Sample), settings.reply_examples, view.seed),
         left_out=tuple(left_out(view, revisions, judgements)),
         summaries={stage: record.summary for stage, record in records.items()},
@@ -369,11 +422,11 @@ def _peoples_files(settings: Settings, view: RunView) -> PeoplesFiles:
 
 
 def _provenance(
-    view: RunView, comparisons: Sequence[Comparison], judgements: Sequence[Judgement], people: WorkReport
+    view: RunView, comparisons: RowStream[Comparison], judgements: RowStream[Judgement], people: WorkReport
 ) -> Provenance:
     asked = {
-        "sampled from": {comparison.model for comparison in comparisons},
-        "labeler and method": {judgement.labeler for judgement in judgements},
+        "sampled from": set(column_of(comparisons, "model")),
+        "labeler and method": set(column_of(judgements, "labeler")),
     }
     constitution, records = view.constitution, view.records()
     if adopted := view.summary(summaries.AdoptedSummary):

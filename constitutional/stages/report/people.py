@@ -1,5 +1,6 @@
 """What the report says of people's votes: how far the labeler agrees with them, and they with each other."""
 
+import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, NamedTuple
@@ -14,6 +15,7 @@ from constitutional.base.corrected import (
     WeightedRate,
 )
 from constitutional.base.records import Comparison, Judgement, Preference, Sample, SpotCheck, Verdict
+from constitutional.base.shards import RowStream, columns_of
 from constitutional.base.stats import wilson, win_rate
 from constitutional.judging.evaluated import (
     MODEL,
@@ -77,8 +79,8 @@ class PeoplesFiles(NamedTuple):
 
 def people_report(
     view: RunView,
-    comparisons: Sequence[Comparison],
-    judgements: Sequence[Judgement],
+    comparisons: RowStream[Comparison],
+    judgements: RowStream[Judgement],
     examples: int,
     files: PeoplesFiles,
 ) -> PeopleReport | None:
@@ -218,7 +220,7 @@ def _says_nothing(corrected: CorrectedRate) -> bool:
 
 def work_report(
     view: RunView,
-    preferences: Sequence[Preference],
+    preferences: RowStream[Preference],
     pay_per_hour: float | None,
     currency: str,
     files: PeoplesFiles,
@@ -245,7 +247,10 @@ def work_report(
     # A verdict is known by its digest, and a row of a file of comparisons by the file and the line. Runs of an older
     # version did not count the votes of mix.verdicts.
     known = any(work is not None for work in works.values())
-    unknown = sum(row.source == "human" and (not known or ":" in "".join(row.rests_on)) for row in preferences)
+    unknown = sum(
+        source == "human" and (not known or ":" in "".join(json.loads(rests_on)))
+        for source, rests_on in columns_of(preferences, Preference, ("source", "rests_on"))
+    )
     if unknown:
         notes.append(
             f"{unknown:,} preferences come from files of people’s comparisons: who made them, in how many hours and "

@@ -10,20 +10,20 @@ from tests.stages.report.test_gather import COMPARISON, QUESTION, judgement, rev
 
 def test_examples_show_every_principle_before_any_principle_twice() -> None:
     many = [revision(f"honest {index}", ["honest"]) for index in range(20)]
-    drawn = list(revision_examples([*many, revision("plain", ["plain"])], {}, 2, seed=0))
+    drawn = list(revision_examples([*many, revision("plain", ["plain"])], [], [], 2, seed=0))
     assert sorted(example.revision.steps[0].principle for example in drawn) == ["honest", "plain"]
 
 
 def test_examples_are_revisions_that_changed_something_and_could_be_used() -> None:
     unchanged = revision("same", ["honest"], final=" Yes! ")
     failed = revision("failed", ["honest"], problem="the reply is empty")
-    assert list(revision_examples([unchanged, failed, revision("no round", [], final="")], {}, 9, seed=0)) == []
+    assert list(revision_examples([unchanged, failed, revision("no round", [], final="")], [], [], 9, seed=0)) == []
 
 
 def test_which_examples_are_shown_does_not_depend_on_their_order() -> None:
     many = [revision(f"{index}", ["honest"]) for index in range(20)]
-    assert list(revision_examples(many, {}, 5, 1)) == list(revision_examples(many[::-1], {}, 5, 1))
-    assert list(revision_examples(many, {}, 5, 1)) != list(revision_examples(many, {}, 5, 2))
+    assert list(revision_examples(many, [], [], 5, 1)) == list(revision_examples(many[::-1], [], [], 5, 1))
+    assert list(revision_examples(many, [], [], 5, 1)) != list(revision_examples(many, [], [], 5, 2))
 
 
 def test_a_choice_carries_the_reasons_it_rests_on_and_no_others() -> None:
@@ -37,7 +37,7 @@ def test_a_choice_carries_the_reasons_it_rests_on_and_no_others() -> None:
         rests_on=(behind.id,),
         comparison=COMPARISON.id,
     )
-    drawn = example_choices([preference], [other, behind])[QUESTION.id]
+    drawn = example_choices([preference], [other, behind], [QUESTION])[QUESTION.id]
     assert drawn.reasons == (("Be honest.", "(A) is so."),)  # the reading without a reason is left out
 
 

@@ -1,12 +1,14 @@
 """From a run's artifacts and summaries to its report, over a run folder written by hand."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 
+from constitutional.base import shards
 from constitutional.base.errors import InputError
 from constitutional.base.files import read_rows, write_rows
 from constitutional.base.progress import Task
@@ -24,6 +26,7 @@ from constitutional.base.records import (
     SpotCheck,
     Verdict,
 )
+from constitutional.base.shards import Row, Shards, write_artifact
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Engine
@@ -113,7 +116,7 @@ class RunFolder:
     def digests(self) -> dict[str, str]:
         return {"base": "ab12", "constitution": "9f1c"}
 
-    def write(self, artifact: str, rows: Iterable[Record]) -> int:
+    def write(self, artifact: str, rows: Iterable[Row]) -> int:
         return write_rows(self.folder / f"{artifact}.jsonl", rows)
 
     def summarise(self, summary: Summary) -> None:
@@ -189,7 +192,7 @@ def revision(text: str, principles: Iterable[str], final: str = "No.", problem: 
 
 
 def qualities(
-    *judgements: Judgement, comparisons: Iterable[Comparison] = (COMPARISON,)
+    *judgements: Judgement, comparisons: Sequence[Comparison] = (COMPARISON,)
 ) -> tuple[PrincipleQuality, ...]:
     return labeler_quality(CONSTITUTION, [], judgements, comparisons).principles
 
@@ -442,6 +445,73 @@ def folder(tmp_path: Path) -> RunFolder:
     context.write("measurements", [])
     context.write("samples", [Sample(prompt=HELD_OUT, replies={"base": "Yes!", "policy": "No."})])
     return context
+
+
+def test_a_run_of_shards_is_gathered_as_one_of_json_lines(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [Prompt(messages=(Message("user", f"{number}?"),)) for number in range(4)]
+    pairs = [Comparison(prompt=prompt, a=f"a{n}", b="b", model=f"m{n}") for prompt in prompts for n in range(2)]
+    sides = [(0.9, 0.8), (0.9, 0.2), (0.48, 0.55), (None, 0.6), (0.5, 0.5)]
+    judgements = [
+        judgement(principle, *sides[(place + number) % 5], "cut off").model_copy(
+            update={"comparison": pair.id, "judge": judge}
+        )
+        for number, pair in enumerate(pairs)
+        for place, (principle, judge) in enumerate(product(("honest", "plain"), ("labeler", "second")))
+    ]
+    bounded = (reading("a_first", 0.7).model_copy(update={"bounded": True}), reading("b_first", 0.7))
+    judgements[4] = judgements[4].model_copy(update={"readings": bounded})
+    preferences = [
+        Preference(
+            prompt=pair.prompt,
+            chosen="b",
+            rejected=pair.a,
+            probability=0.6 + number / 20,
+            source="human" if number == 5 else "ai",
+            rests_on=(judgements[4 * number].id, "file:3"),
+            comparison=pair.id,
+            split="held_out" if number == 3 else "train",
+        )
+        for number, pair in enumerate(pairs)
+    ]
+    folder.write("comparisons", pairs)
+    folder.write("judgements", judgements)
+    folder.write("preferences", preferences)
+    folder.write("revisions", [revision(f"{n}?", ["plain"], problem="empty" if n == 6 else None) for n in range(8)])
+    expected = gather(Settings(revision_examples=5), folder)
+    monkeypatch.setattr(shards, "LARGE", 3)
+    monkeypatch.setattr(shards, "AT_ONCE", 2)
+    (folder.folder / "large").mkdir()
+
+    def stream(artifact: str, kind: type[R]) -> Shards[R]:
+        path, _ = write_artifact(folder.folder / "large", artifact, folder.read(artifact, kind))
+        return Shards(path, kind)
+
+    monkeypatch.setattr(folder, "stream", stream)
+    found = gather(Settings(revision_examples=5), folder)
+    assert found == expected
+    assert render((found,)) == render((expected,))
+    assert found.labeler is not None
+    assert found.panel is not None
+    honest, plain = found.labeler.principles
+    # By "honest" the labeler's sides are the five in turn, from the first: 0 to 4, then 0 to 2.
+    assert (honest.judged, honest.unreadable, honest.ties, found.labeler.bounded) == (8, 1, 2, 1)
+    assert (plain.judged, plain.unreadable) == (8, 2)
+    assert honest.conflicts is not None
+    assert (honest.conflicts.right, honest.conflicts.n) == (4, 7)
+    assert honest.first is not None
+    assert (honest.first.right, honest.first.n) == (1 + 1 + 0 + 0 + 1 + 2 + 0, 13)
+    assert found.sources == {"ai, train": 6, "ai, held out": 1, "human, train": 1}
+    assert found.targets is not None
+    assert found.targets.counts == (0, 0, 1, 1, 1, 0, 1, 1, 1, 1)  # of 0.60, 0.65, … 0.95, but for 0.75
+    shown = {row.revision.prompt.messages[0].content: row.choice for row in found.revisions}
+    assert len(shown) == 5
+    assert "6?" not in shown
+    for number, pair in enumerate(pairs[::2]):
+        choice = shown.get(f"{number}?")
+        assert choice is None or choice.preference.comparison == pair.id
+        assert choice is None or choice.reasons == (("Be honest.", "(A) is so."),)
+    assert any(shown.values())
+    assert found.provenance.identities["sampled from"] == "m0, m1"
 
 
 def test_a_run_is_gathered_from_what_its_stages_wrote(folder: RunFolder) -> None:
