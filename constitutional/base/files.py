@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar
 
 from constitutional.base.errors import RunError
 
 if TYPE_CHECKING:
     from constitutional.base.records import Record
-    from constitutional.base.shards import Row
 
 R = TypeVar("R", bound="Record")
 
@@ -20,7 +19,18 @@ CARD: Final = "README.md"
 """Describes the files beside it, and decides nothing: no digest of a folder depends on it."""
 
 
-def write_rows(path: Path, rows: "Iterable[Row]") -> int:
+class WrittenRow(Protocol):
+    """What is written as a line: a `Record`, or what stands for one (`shards.PlainRow`)."""
+
+    @property
+    def id(self) -> str:
+        """A digest of the row's content."""
+
+    def model_dump(self, *, mode: Literal["json"]) -> dict[str, Any]:
+        """The fields as JSON values."""
+
+
+def write_rows(path: Path, rows: Iterable[WrittenRow]) -> int:
     """Write rows as JSON lines, whole or not at all; returns how many.
 
     The row's id comes first, then its fields in their declared order, text as itself, so that the file can be read and

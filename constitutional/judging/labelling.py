@@ -23,10 +23,10 @@ from constitutional.engines.base import Engine
 from constitutional.engines.stories import side_by_side, together
 from constitutional.judging.choosing import principle_for, telling
 from constitutional.judging.labeler import CUT_OFF, JudgementTask, Labeler, LabelerSettings
-from constitutional.judging.priorities import Opinion, overridden
+from constitutional.judging.priorities import JudgementLike, overridden
 
 Weight = Annotated[float, Field(gt=0)]
-J = TypeVar("J", bound=Opinion)
+J = TypeVar("J", bound=JudgementLike)
 
 
 class LabelSettings(LabelerSettings):
@@ -192,7 +192,7 @@ def decisive(judgements: Iterable[J]) -> list[J]:
     return [judgement for judgement in usable if judgement.principle not in beaten] if beaten else usable
 
 
-def combine(judgements: Iterable[Opinion]) -> float | None:
+def combine(judgements: Iterable[JudgementLike]) -> float | None:
     """The probability that response a is better: the mean over a comparison's readable judgements, by weight.
 
     None if no judgement is readable. A judgement whose two orders conflict counts with the probability that it has.
@@ -201,7 +201,7 @@ def combine(judgements: Iterable[Opinion]) -> float | None:
     return mean_of(decisive(judgements))
 
 
-def mean_of(judgements: Iterable[Opinion]) -> float | None:
+def mean_of(judgements: Iterable[JudgementLike]) -> float | None:
     """The mean over readable judgements, by weight; None where there is none."""
     pairs = [(judgement.p_a, judgement.weight) for judgement in judgements if judgement.p_a is not None]
     return weighted_mean([p_a for p_a, _ in pairs], [weight for _, weight in pairs])

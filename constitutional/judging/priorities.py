@@ -14,7 +14,7 @@ from typing import Final, Protocol
 from constitutional.base.stats import weighted_mean
 
 
-class Opinion(Protocol):
+class JudgementLike(Protocol):
     """What a comparison's label follows from, of a judgement."""
 
     @property
@@ -38,7 +38,7 @@ class Opinion(Protocol):
         """Ids of the principles that override its own."""
 
 
-def overridden(judgements: Iterable[Opinion]) -> dict[str, str]:
+def overridden(judgements: Iterable[JudgementLike]) -> dict[str, str]:
     """The principles of a comparison that count for nothing, and for each the principle that decides in its place.
 
     A principle is overridden where one that overrides it, and is not overridden itself, prefers the other response.

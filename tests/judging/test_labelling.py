@@ -365,5 +365,5 @@ def test_judgements_are_combined_and_trust_is_decided_in_one_place_each() -> Non
     deciding = [place for place, node in nodes if isinstance(node, ast.Attribute) and node.attr == "min_accuracy"]
     assert combining == ["judging/labelling.py"]
     assert deciding == ["judging/accuracy.py"]
-    assert vars(mix)["combine"] is combine
+    assert (vars(mix)["decisive"], vars(mix)["mean_of"]) == (labelling.decisive, labelling.mean_of)
     assert all(vars(module)["probabilities_of"] is labelling.probabilities_of for module in (evaluate, accuracy))
