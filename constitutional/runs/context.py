@@ -40,7 +40,7 @@ from constitutional.judging.understanding import in_known_words
 from constitutional.runs.folder import USED, RunStore, read_forecast
 from constitutional.runs.outputs import CHECKPOINTS, Begun
 from constitutional.runs.settings import RunConfig
-from constitutional.sandbox.reader import PACKAGE, encoder_folder, identity
+from constitutional.sandbox.reader import PACKAGE, encoder_file, identity
 from constitutional.stages.context import StageRecord
 from constitutional.stages.summaries import SUMMARIES, Summary
 from constitutional.training.tracking import TrackedStage, Tracking
@@ -131,7 +131,7 @@ def as_models_read(config: RunConfig, constitution: Constitution, say: Callable[
     }
     if not uses or not ids:
         return constitution
-    if encoder_folder() is None:
+    if encoder_file() is None:
         files = (config.run_folder / USED, Path(config.constitution.file))
         if any(principle.given for file in files for principle in as_used(constitution, file).principles):
             say(WITHOUT_ENCODER)

@@ -93,11 +93,25 @@ def _lexicon(trait: str) -> dict[str, list[str]]:
     return lexicon
 
 
-@cache
 def whole_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
     """Principles of a family that were written as a whole, each in words of its own."""
+    return plain_wordings(trait, direction) + opposed_wordings(trait, direction)
+
+
+@cache
+def plain_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
+    """Those that were written one by one."""
     name = f"{direction}_{trait}" if trait != NOTHING[0] else trait
     return tuple((TEXT_FOLDER / "wordings" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def opposed_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
+    """Those that were written in pairs of opposite directions about one scene; none of a trait that nobody seeks."""
+    file = TEXT_FOLDER / "wordings" / f"opposed_{trait}.tsv"
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    rows = (line.split("\t", 1) for line in lines)
+    return tuple(text for way, text in rows if way == direction)
 
 
 @cache

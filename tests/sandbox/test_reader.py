@@ -14,12 +14,12 @@ def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says() 
     assert len(read) == len(rows) == 300
     truths = [(row["trait"], row["direction"]) for row in rows]
     right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
-    assert sum(right) == pytest.approx(277, abs=3)  # rounding may turn a reading or two on another machine
+    assert sum(right) == pytest.approx(280, abs=3)  # rounding may turn a reading or two on another machine
     error = calibration_error([reading.probability for reading in read], [float(each) for each in right])
-    assert error == pytest.approx(0.028, abs=0.02)
+    assert error == pytest.approx(0.018, abs=0.02)
     flagged = [bool(understand.doubts(reading)) for reading in read]
-    assert sum(compress(flagged, right)) == pytest.approx(56, abs=3)
-    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(17, abs=3)  # of 23 misreadings
+    assert sum(compress(flagged, right)) == pytest.approx(33, abs=3)
+    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(16, abs=3)  # of 20 misreadings
 
 
 def test_texts_are_read_the_same_alone_and_together() -> None:
@@ -33,7 +33,7 @@ def test_texts_are_read_the_same_alone_and_together() -> None:
 
 
 def test_without_the_package_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "encoder_folder", lambda: None)
+    monkeypatch.setattr(reader, "encoder_file", lambda: None)
     assert reader.read(["Be brief."]) is None
 
 
@@ -41,7 +41,7 @@ def test_a_text_is_read_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> No
     texts = ["Say it once.", "Say it twice."]
     before = reader.read(texts)
 
-    def refuse(_texts: list[str], _folder: Path) -> None:
+    def refuse(_texts: list[str], _file: Path) -> None:
         raise AssertionError("read again")
 
     monkeypatch.setattr(reader, "logits_of", refuse)
@@ -57,7 +57,7 @@ def test_what_reads_is_another_without_the_encoder_and_by_other_files(
     assert whole == reader.identity()
     (tmp_path / "0.safetensors").write_bytes(b"other")
     other = reader.identity()
-    monkeypatch.setattr(reader, "encoder_folder", lambda: None)
+    monkeypatch.setattr(reader, "encoder_file", lambda: None)
     without = reader.identity()
     assert len({whole, other, without}) == 3
     (tmp_path / "calibration.json").write_text("{}")
@@ -65,7 +65,7 @@ def test_what_reads_is_another_without_the_encoder_and_by_other_files(
 
 
 def test_the_files_and_the_encoder_are_small_enough_to_install() -> None:
-    folder = reader.encoder_folder()
-    assert folder is not None
-    files = [path for place in (folder, reader.READER_FOLDER) for path in Path(place).iterdir() if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 110_000_000  # unpacked; 99 MB are downloaded
+    file = reader.encoder_file()
+    assert file is not None
+    files = [file, *(path for path in reader.READER_FOLDER.iterdir() if path.is_file())]
+    assert sum(path.stat().st_size for path in files) < 110_000_000  # the encoder's package is 93 MB to download

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from constitutional.sandbox import principles, reader
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS
@@ -12,11 +12,13 @@ from scripts import build_reader
 from scripts.build_reader import Case, Example, Read
 
 
-def test_an_epoch_holds_every_whole_wording_and_texts_of_two_principles() -> None:
+def test_an_epoch_holds_all_opposed_wordings_some_plain_ones_and_texts_of_two_principles() -> None:
     made = build_reader.examples(random.Random(1))
-    single = [example for example in made if len(example.families) == 1]
-    whole = {text for family in MEANINGS for text in principles.whole_wordings(*family)}
-    assert len(whole & {example.text for example in single}) > 0.8 * len(whole)  # the others have slips
+    texts = {example.text for example in made if len(example.families) == 1}
+    opposed = {text for family in MEANINGS for text in principles.opposed_wordings(*family)}
+    assert len(texts & opposed) > 0.8 * len(opposed)  # the others have slips
+    plain = {text for family in MEANINGS for text in principles.plain_wordings(*family)}
+    assert 0.8 * build_reader.PLAIN < len(texts & plain) / len(plain) < build_reader.PLAIN
     two = [example for example in made if len(example.families) == 2]
     assert len(two) / build_reader.JOINED == pytest.approx(0.6, abs=0.05)
     assert all(first[0] != second[0] for first, second in (example.families for example in two))
@@ -59,22 +61,20 @@ def test_batches_hold_every_text_once() -> None:
 
 def test_what_is_written_is_read_as_it_was_trained(tmp_path: Path) -> None:
     torch.manual_seed(3)
-    trained = build_reader.Reader().eval()
+    trained = build_reader.Reader(torch.float32).eval()
     for change in trained.changed.values():
         torch.nn.init.normal_(change.B, std=0.02)
-    assert len(trained.changed) == 6 * len(reader.MATRICES)
+    assert len(trained.changed) == 7 * (reader.LAYERS - reader.UNCHANGED)
     texts = ["Spare me the sermon.", "Keep it short and get to the point, will you?"]
     save_file(trained.changes(), tmp_path / "0.safetensors")
-    folder = reader.encoder_folder()
-    assert folder is not None
+    file = reader.encoder_file()
+    assert file is not None
     with torch.no_grad():
-        written, before = reader.network(folder, tmp_path / "0.safetensors")(texts), trained(texts)
-    assert torch.allclose(written, before, atol=0.01)
-    other = build_reader.Reader().eval()
-    other.take(load_file(tmp_path / "0.safetensors"))
-    with torch.no_grad():
-        assert torch.allclose(other(texts), before, atol=0.01)
-    assert not torch.allclose(written[0], written[1], atol=0.01)
+        written, before = reader.network(file, tmp_path / "0.safetensors")(texts), trained(texts)
+        assert torch.allclose(written, before, atol=0.01)
+        for change in trained.changed.values():
+            change.B.zero_()
+        assert not torch.allclose(written, trained(texts), atol=0.01)
 
 
 def made_up(*, right: bool, own: float) -> Case:
