@@ -118,11 +118,12 @@ def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
     # Texts of about one length together, so that little is padding.
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     made: dict[int, Tensor] = {}
+    networks = _networks(file)  # whose weights would be of no use to a training if they were made below
     with torch.inference_mode():
         for start in range(0, len(texts), AT_ONCE):
             places = order[start : start + AT_ONCE]
             batch = [texts[place] for place in places]
-            made |= zip(places, torch.stack([network(batch) for network in _networks(file)], dim=1), strict=True)
+            made |= zip(places, torch.stack([network(batch) for network in networks], dim=1), strict=True)
     return [made[place] for place in range(len(texts))]
 
 

@@ -60,6 +60,7 @@ def test_batches_hold_every_text_once() -> None:
 
 
 def test_what_is_written_is_read_as_it_was_trained(tmp_path: Path) -> None:
+    assert reader.read(["Be brief."])  # what a process has read before is of use to a training, too
     torch.manual_seed(3)
     trained = build_reader.Reader(torch.float32).eval()
     for change in trained.changed.values():
