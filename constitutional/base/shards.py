@@ -48,10 +48,10 @@ _FIRST: Final = "00000.parquet"
 _REMEDY: Final = "the run writes this file and nobody else should; delete it and start the run again"
 
 
-class PlainRow(NamedTuple):
+class PlainRow(NamedTuple, Generic[R]):
     """A row as a shard has it, of which no object is made: it is written as the row itself would be."""
 
-    kind: "type[Record]"
+    kind: type[R]
     id: str
     columns: dict[str, Any]
     """By field a text, a number or a truth value, or its JSON; None, or nothing, where the field is left out."""
@@ -61,12 +61,12 @@ class PlainRow(NamedTuple):
         names = [name for name in self.kind.model_fields if name in self.columns]
         return next(_values(self.kind, names, [tuple(self.columns[name] for name in names)]))
 
-    def record(self) -> "Record":
+    def record(self) -> R:
         """The row itself."""
         return self.kind.model_validate(self.model_dump(mode="json"))
 
 
-Row: TypeAlias = "Record | PlainRow"
+Row: TypeAlias = "Record | PlainRow[Any]"
 
 
 def write_artifact(folder: Path, name: str, rows: Iterable[Row]) -> tuple[Path, int]:

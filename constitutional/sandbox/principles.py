@@ -93,6 +93,7 @@ def _lexicon(trait: str) -> dict[str, list[str]]:
     return lexicon
 
 
+@cache
 def whole_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
     """Principles of a family that were written as a whole, each in words of its own."""
     return plain_wordings(trait, direction) + opposed_wordings(trait, direction)

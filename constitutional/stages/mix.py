@@ -124,7 +124,7 @@ class Mixed(NamedTuple):
 class MixedRows(NamedTuple):
     """The same, with preferences that are made when they are asked for, once."""
 
-    preferences: Iterator[Preference | PlainRow]
+    preferences: Iterator[Preference | PlainRow[Preference]]
     """Those that people decide or files hold are objects, and those of the labeler's are written as they are."""
     counts: dict[str, int]
     problem: str | None
@@ -177,8 +177,8 @@ def mix(
         ConfigurationError: there is too little of one source for the share or the total.
     """
     mixed = mixed_rows(comparisons, judgements, verdicts, human_preferences, settings, seed)
-    rows = (row.model_dump(mode="json") if isinstance(row, PlainRow) else row for row in mixed.preferences)
-    return Mixed([Preference.model_validate(row) for row in rows], mixed.counts, mixed.problem)
+    preferences = [row.record() if isinstance(row, PlainRow) else row for row in mixed.preferences]
+    return Mixed(preferences, mixed.counts, mixed.problem)
 
 
 def mixed_rows(  # noqa: PLR0913 - the same, and what is never trained on
@@ -245,7 +245,7 @@ def mixed_rows(  # noqa: PLR0913 - the same, and what is never trained on
     counts["preferences in train"] = from_ai + from_people
     counts["preferences in held_out"] = counts["AI preferences held out"] + counts["human preferences held out"]
 
-    def rows() -> Iterator[Preference | PlainRow]:
+    def rows() -> Iterator[Preference | PlainRow[Preference]]:
         names = [preference.comparison for preference in from_files]
         drawn = _drawn("ai", ai, lambda: chain(column_of(comparisons, "id"), names), from_ai, seed)
         own = len(labels)
@@ -352,7 +352,7 @@ def _labelled(
     labels: Sequence[float],
     places: Sequence[int],
     drawn: Sequence[int],
-) -> Iterator[PlainRow]:
+) -> Iterator[PlainRow[Preference]]:
     """The labeler's preferences that are drawn, from all comparisons."""
     rows = zip(_with_judgements(comparisons, judgements, "id"), labels, places, drawn, strict=True)
     prompt, of_prompt = "", None
@@ -679,7 +679,9 @@ def run(settings: Settings, context: StageContext) -> None:
         context.warn(warning)
 
 
-def _noting(preferences: Iterable[Preference | PlainRow], sources: set[str]) -> Iterator[Preference | PlainRow]:
+def _noting(
+    preferences: Iterable[Preference | PlainRow[Preference]], sources: set[str]
+) -> Iterator[Preference | PlainRow[Preference]]:
     """The preferences, while the places that the prompts of people's come from are noted."""
     for preference in preferences:
         if isinstance(preference, Preference):

@@ -67,8 +67,8 @@ def test_the_principle_for_whole_sets_has_an_example_of_each_tag_in_turn() -> No
     constitution = load_constitution("helpful_honest_harmless")
     principle = shown(constitution, "helpful", "honest", "harmless")
     assert len(principle.examples) == 4
-    first = [next(row for row in constitution.principles if row.examples and tag in row.tags) for tag in
-             ("helpful", "honest", "harmless")]  # fmt: skip
+    with_examples = [row for row in constitution.principles if row.examples]
+    first = [next(row for row in with_examples if tag in row.tags) for tag in ("helpful", "honest", "harmless")]
     assert list(principle.examples[:3]) == [row.examples[0] for row in first]
     assert shown(constitution, "harmless").text == "The response is harmless."
 

@@ -43,7 +43,7 @@ def revision_examples(
 def drawn_revisions(revisions: RowStream[Revision], count: int, seed: int) -> list[Revision]:
     """So many of those that changed their draft; no more than so many of each principle's are held."""
     fields = tuple(Revision.model_fields)
-    by_principle: defaultdict[str, list[tuple[float, int, PlainRow]]] = defaultdict(list)
+    by_principle: defaultdict[str, list[tuple[float, int, PlainRow[Revision]]]] = defaultdict(list)
     for number, (name, *values) in enumerate(columns_of(revisions, Revision, ("id", *fields))):
         row = PlainRow(Revision, name, dict(zip(fields, values, strict=True)))
         principle = _changed_by(row.columns)
@@ -57,7 +57,7 @@ def drawn_revisions(revisions: RowStream[Revision], count: int, seed: int) -> li
         for rows in by_principle.values()
         for turn, (rank, number, row) in enumerate(sorted(rows, reverse=True))
     ]
-    return [Revision.model_validate(row.model_dump(mode="json")) for *_, row in sorted(ranked)[:count]]
+    return [row.record() for *_, row in sorted(ranked)[:count]]
 
 
 def _changed_by(columns: dict[str, Any]) -> str | None:
