@@ -44,6 +44,10 @@ class Signs(NamedTuple):
     loops: int
     """Revisions in which four in ten rows of three words were there before."""
 
+    def plus(self, other: "Signs") -> "Signs":
+        """Those of both."""
+        return Signs(*map(sum, zip(self, other, strict=True)))
+
 
 def signs(revisions: Iterable[Revision]) -> Signs:
     """Count over all rounds that ended with a response that can be used."""

@@ -183,7 +183,7 @@ def _measure(
                 for role, engine in context.counted.items()
             }
         if stage.name == "prompts":
-            prompts = scratch.store.read("prompts", Prompt)
+            prompts = scratch.store.stream("prompts", Prompt)
             train = [prompt.id for prompt in prompts if prompt.split == "train"]
             held_out = evaluate.held_out(prompts, config.evaluate.prompts, config.seed)
             some = frozenset([*train[:items], *(prompt.id for prompt in held_out[:items])])
@@ -234,7 +234,7 @@ def _scores(
     label = next(stage for stage in asking(stages) if stage.name == "label")
     context = scratch.begin(label, None, some)
     replies = online_replies(config.algorithm, sizes.train[1])
-    from_sandbox = any(prompt.source == SANDBOX for prompt in scratch.store.read("prompts", Prompt))
+    from_sandbox = any(prompt.source == SANDBOX for prompt in scratch.store.stream("prompts", Prompt))
     if online.asks_labeler(config.algorithm):
         yield training.name, _scored(context, config.label, replies)
     elif not from_sandbox and context.engine("labeler").abilities.choices and stages[-1].name in ("evaluate", "report"):

@@ -6,8 +6,9 @@ those of the edited principles alone. The sandbox's exact detectors measure what
 them.
 """
 
+import heapq
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final, NamedTuple, Self
 
@@ -132,7 +133,7 @@ class Previewer:
         self._untrusted = untrusted(accuracies, LABELER)
         sampling = self.config.sample_pairs
         self._sampling = sampling.model_copy(update={"samples": samples or max(sampling.samples, 4)})
-        self._prompts = _drawn(store.read("prompts", Prompt), prompts, self.config.seed)
+        self._prompts = _drawn(store.stream("prompts", Prompt), prompts, self.config.seed)
         self._sft_model = trained(self.config, store.artifact("sft_model"))
         self._progress = progress or Progress()
         templates = load_prompts(self.config.templates)
@@ -369,10 +370,10 @@ def _count(asked: Counter[str], name: str, engine: JournalEngine) -> None:
         asked[name] += engine.asked
 
 
-def _drawn(prompts: Sequence[Prompt], at_most: int, seed: int) -> list[Prompt]:
+def _drawn(prompts: Iterable[Prompt], at_most: int, seed: int) -> list[Prompt]:
     """So many of the prompts for training, whose replies the run has; more of them hold all of fewer."""
-    trained_on = [prompt for prompt in prompts if prompt.split == "train"]
-    return sorted(trained_on, key=lambda prompt: seed_of(seed, "preview", prompt.id))[:at_most]
+    trained_on = (prompt for prompt in prompts if prompt.split == "train")
+    return heapq.nsmallest(at_most, trained_on, key=lambda prompt: seed_of(seed, "preview", prompt.id))
 
 
 def _measures(

@@ -7,6 +7,7 @@ there are unused ones; principles have weights; and a response in which the crit
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated, Final, Literal, get_args
 
@@ -18,6 +19,7 @@ from constitutional.base.jsonl import read_jsonl
 from constitutional.base.progress import counted
 from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.base.shards import column_of
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.base.text import whole_sentences
 from constitutional.constitution.constitution import Constitution, Principle
@@ -290,35 +292,61 @@ def _seed(settings: Settings, seed: int, prompt: Prompt, *parts: object) -> int:
     return seed_of(seed, "critique_revise", prompt.id, *parts)
 
 
+class Tally:
+    """What is counted of a run's revisions while they are written."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        """By what `CritiqueReviseSummary` calls it."""
+        self.problems: Counter[str] = Counter()
+        """Why items are left out, and how often."""
+        self.signs = revising.signs(())
+
+    def through(self, revisions: Iterable[Revision]) -> Iterator[Revision]:
+        """The revisions, counted."""
+        for revision in revisions:
+            problem = revision.problem or ""
+            self.problems.update([problem] if problem else [])
+            self.counts.update(
+                cut_off_drafts=problem.startswith("the draft was cut off"),
+                steps=len(revision.steps),
+                found_nothing=sum(step.found_nothing for step in revision.steps),
+                changed=revision.final != revision.draft,
+            )
+            self.signs = self.signs.plus(revising.signs([revision]))
+            yield revision
+
+
 def run(settings: Settings, context: StageContext) -> None:
-    """Prompts for training become revisions."""
-    prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
+    """Prompts for training become revisions, which are written as they come."""
+    prompts, tally = context.stream("prompts", Prompt), Tally()
     engines = (context.engine("generator"), context.engine("critic"))
     constitution = context.constitution.used_for("revision") if settings.rounds else context.constitution
     reviser = Reviser(constitution, *engines, context.prompts, settings, context.seed)
-    with context.task("critique and revise", len(prompts)) as task:
-        revisions = list(side_by_side(map(reviser.item, prompts), ended=task.update))
-    context.write("revisions", revisions)
-    steps = [step for revision in revisions for step in revision.steps]
-    summary = CritiqueReviseSummary(
-        prompts=len(prompts),
-        left_out=sum(revision.problem is not None for revision in revisions),
-        cut_off_drafts=sum((revision.problem or "").startswith("the draft was cut off") for revision in revisions),
-        shortened=sum(reviser.shortened.values()),
-        steps=len(steps),
-        found_nothing=sum(step.found_nothing for step in steps),
-        changed=sum(revision.final != revision.draft for revision in revisions),
+    total = sum(split == "train" for split in column_of(prompts, "split"))
+    stories = (reviser.item(prompt) for prompt in prompts if prompt.split == "train")
+    with context.task("critique and revise", total) as task, closing(side_by_side(stories, ended=task.update)) as made:
+        count = context.write("revisions", tally.through(made))
+    left_out = tally.problems.total()
+    context.summarise(
+        CritiqueReviseSummary(
+            prompts=total,
+            left_out=left_out,
+            cut_off_drafts=tally.counts["cut_off_drafts"],
+            shortened=sum(reviser.shortened.values()),
+            steps=tally.counts["steps"],
+            found_nothing=tally.counts["found_nothing"],
+            changed=tally.counts["changed"],
+        )
     )
-    context.summarise(summary)
-    for line in (*_cut_off_lines(reviser), *revising.told(revising.signs(revisions))):
+    for line in (*_cut_off_lines(reviser), *revising.told(tally.signs)):
         context.warn(line)
-    if revisions and summary.left_out == len(revisions):
-        problems = Counter(revision.problem for revision in revisions)
-        ((worst, count),) = problems.most_common(1)
+    if count and left_out == count:
+        ((worst, often),) = tally.problems.most_common(1)
         if lines := _cut_off_lines(reviser, least=0.0):
-            raise RunError(f"None of {len(revisions)} drafts can be used: {'; '.join(lines)}")
+            raise RunError(f"None of {count} drafts can be used: {'; '.join(lines)}")
         where = context.output("revisions.jsonl")
-        raise RunError(f"None of {len(revisions)} drafts can be used; for {count} of them {worst}. Look at {where}")
+        raise RunError(f"None of {count} drafts can be used; for {often} of them {worst}. Look at {where}")
 
 
 OFTEN: Final = 0.25

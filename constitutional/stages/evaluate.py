@@ -370,7 +370,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
     """
     settings = inputs.evaluate
     trusted = trusted_principles(context.constitution, context.read("labeler_accuracy", PrincipleAccuracy))
-    prompts = held_out(context.read("prompts", Prompt), settings.prompts, context.seed)
+    prompts = held_out(context.stream("prompts", Prompt), settings.prompts, context.seed)
     scores: list[Score] = []
     samples: list[Sample] = []
     problems: dict[str, int] = {}
@@ -487,8 +487,9 @@ def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContex
     its scores were the reward, and so does a reward model that was held out, if there is one.
     """
     settings, counts = inputs.evaluate, dict[str, int]()
-    prompts = {prompt.id: prompt for prompt in context.read("prompts", Prompt)}
     rollouts = context.read("rollouts", Rollout)
+    asked = {rollout.prompt for rollout in rollouts}
+    prompts = {prompt.id: prompt for prompt in context.stream("prompts", Prompt) if prompt.id in asked}
     exact = [
         kept_share(context.constitution, prompts[rollout.prompt], rollout.reply)
         if prompts[rollout.prompt].source == SANDBOX

@@ -42,7 +42,7 @@ def assert_same(store: RunStore, other: RunStore) -> None:
     assert store.read("prompts", Prompt) == other.read("prompts", Prompt)
     for name, kind in KINDS.items():
         assert store.read(name, kind) == other.read(name, kind), name
-    for stage in ("sample_pairs", "label", "mix"):
+    for stage in ("critique_revise", "sample_pairs", "label", "mix"):
         found, expected = (run.stages[stage] for run in (store, other))
         assert found.summary == expected.summary
         assert list(found.summary.get("counts", ())) == list(expected.summary.get("counts", ()))
@@ -70,7 +70,7 @@ def test_a_run_of_shards_gives_the_rows_of_a_run_of_json_lines(
     assert found.artifact("prompts").is_dir()
 
 
-@pytest.mark.parametrize("at", [75, 200])  # the 57th request is the last before sampling, the 93rd before labelling
+@pytest.mark.parametrize("at", [30, 75, 200])  # the 57th request is the last before sampling, the 93rd before labelling
 def test_a_run_of_shards_that_is_killed_goes_on_from_the_journal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
 ) -> None:
