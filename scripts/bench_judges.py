@@ -161,12 +161,11 @@ def counted(name: str, rule_name: str, known: Sequence[Known]) -> Found:
 
 
 def shares(found: Sequence[Found]) -> str:
-    """A row a set and way; a rule is counted among the comparisons of which it tells something."""
+    """A row a set and way; where a way tells nothing, it is not right."""
     rows = [("set", "way", "right", "95%", "n", "tells nothing", "keeps the position")]
     for row in found:
-        n = row.n - row.nothing if row.way in RULES else row.n
-        low, high = wilson(row.right, n)
-        share = f"{row.right / n:.1%}" if n else "–"
+        low, high = wilson(row.right, row.n)
+        share = f"{row.right / row.n:.1%}" if row.n else "–"
         end = (str(row.n), str(row.nothing), str(row.conflicts))
         rows.append((row.set, row.way, share, f"{low:.0%} to {high:.0%}", *end))
     return table(rows, numbers_from=2)

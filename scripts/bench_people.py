@@ -1,28 +1,32 @@
 """What people's preferences do to a real model: a reward model made of them, and policies of several shares of them.
 
     make smollm2 && python scripts/bench_people.py FILE --json people.json
-    python scripts/bench_people.py FILE --parts shares -- prompts.train=80        after --, Hydra overrides
+    python scripts/bench_people.py FILE --parts shares -- prompts.held_out=30     after --, Hydra overrides
 
-FILE holds preferences, such as hh-rlhf's; the last 300 are measured on and never trained on. The parts:
+FILE holds preferences, such as hh-rlhf's; the last 300 are measured on, and no conversation that begins as one of
+theirs is trained on. The parts:
 
     reward    a reward model of `experiment=smollm2`, and one of the sandbox's model, from all the others: how often the
               preferred reply scores higher, beside always the longer and always the shorter
     shares    runs of `experiment=smollm2` with 0, 50 and 100% people's preferences among as many, and one of --more
               preferences, all people's: how often the policy has come to like the preferred reply better than its SL
-              model does (log π − log π_SL is larger for it than for the other), by how much in nats; and what its
-              replies to held-out prompts score by the reward model of people's preferences
+              model does (log π − log π_SL is larger for it than for the other), by how much in nats, and the same for
+              a word, as a policy that is less sure of all it says comes to like what is shorter; and what its replies
+              to held-out prompts score by the reward model of people's preferences, if the part `reward` was run
 
-The runs are kept in --folder, whose other runs they share what is equal with: stopped and started again, what is
-finished is used again. Exits 0 whatever the figures are, 1 if a run fails, 2 if what was asked for is wrong.
+Every figure is printed, and written with --json, as soon as it is known. The runs are kept in
+--folder, whose other runs they share what is equal with: stopped and started again, what is finished is used again.
+Exits 0 whatever the figures are, 1 if a run fails, 2 if what was asked for is wrong.
 """
 
 import argparse
 import json
 import statistics
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from constitutional.base.errors import ConstitutionalError, InputError
 from constitutional.base.files import atomic_write
@@ -31,6 +35,7 @@ from constitutional.base.stats import bootstrap_mean, wilson
 from constitutional.base.text import table, words
 from constitutional.cli.main import INTERRUPTED
 from constitutional.data.comparisons import read_comparisons
+from constitutional.data.prompts import Conversation, conversation_of, prompts_within
 from constitutional.engines.base import Request
 from constitutional.engines.models import open_engine
 from constitutional.engines.stories import ask, side_by_side
@@ -40,6 +45,7 @@ from constitutional.runs.runner import run
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.mix import Settings as MixSettings
 from constitutional.stages.mix import mix
+from constitutional.stages.summaries import RewardSummary
 from constitutional.training.reward_model import load_reward_model, score
 from constitutional.training.rows import chat, token_ids
 
@@ -52,14 +58,24 @@ Row = tuple[str, str, str, str]
 
 
 def divided(file: Path, folder: Path) -> tuple[Path, list[Preference], int]:
-    """A file of all preferences but the last; the last ones; how many of the others there are to train on."""
-    rows = read_comparisons(file).preferences
+    """A file of the preferences that may be trained on; the last ones; how many of the others there are to train on.
+
+    Conversations with the same first prompt go on from each other or from one prompt, and stand on one side.
+    """
+    read = read_comparisons(file)
+    rows = read.preferences
     if len(rows) <= LAST:
         raise InputError(
             file, f"holds {len(rows)} preferences; expected more than {LAST}, the last of which are held out"
         )
-    held_out, asked = rows[-LAST:], {row.prompt.id for row in rows[-LAST:]}
-    others = [row for row in rows[:-LAST] if row.prompt.id not in asked]
+    held_out, asked = rows[-LAST:], set(map(beginning, rows[-LAST:]))
+    others = [row for row in rows[:-LAST] if beginning(row) not in asked]
+    unread = sum(count for kind, count in read.counts.items() if kind not in ("preference", "tie"))
+    print(
+        f"{len(rows)} preferences, and {unread} rows that hold none: {LAST} to measure on, {len(others)} to train on, "
+        f"{len(rows) - LAST - len(others)} left out that begin as one of the former",
+        flush=True,
+    )
     path = folder / "people.jsonl"
     lines = [
         {
@@ -73,6 +89,11 @@ def divided(file: Path, folder: Path) -> tuple[Path, list[Preference], int]:
     atomic_write(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode())
     mixed = mix([], [], [], others, MixSettings(held_out_share=0.0), 0)
     return path, held_out, mixed.counts["preferences in train"]
+
+
+def beginning(row: Preference) -> Conversation:
+    """The first prompt of a conversation."""
+    return next(prompts_within(conversation_of(row.prompt.messages)))
 
 
 def share_of(right: Sequence[bool]) -> tuple[str, str]:
@@ -110,27 +131,46 @@ def scored(folder: Path, held_out: Sequence[Preference]) -> list[bool]:
     return [chosen.mean > rejected.mean for chosen, rejected in zip(marks[::2], marks[1::2], strict=True)]
 
 
-def log_odds(folder: Path, held_out: Sequence[Preference]) -> list[float]:
-    """By how many nats a model finds the preferred reply likelier than the other."""
+class Likely(NamedTuple):
+    """Log-probabilities of the two replies, in nats."""
+
+    chosen: float
+    rejected: float
+
+
+def log_probabilities(folder: Path, held_out: Sequence[Preference]) -> list[Likely]:
+    """How likely a model finds the two replies of every pair."""
     engine = open_engine(str(folder), dtype="float32", device="cpu")
     asked = side_by_side(
         ask(engine, Request(row.prompt.messages, choices=(row.chosen, row.rejected))) for row in held_out
     )
-    return [answer.choice_logprobs[0] - answer.choice_logprobs[1] for answer in asked]
+    return [Likely(*answer.choice_logprobs) for answer in asked]
 
 
-def reward_part(file: Path, held_out: Sequence[Preference], most: int, folder: Path, more: Sequence[str]) -> list[Row]:
+def per_reply(likely: Likely, _: Preference) -> float:
+    """By how many nats the preferred reply is the likelier one."""
+    return likely.chosen - likely.rejected
+
+
+def per_word(likely: Likely, row: Preference) -> float:
+    """The same of the mean word of either reply."""
+    chosen, rejected = (max(1, len(words(text))) for text in (row.chosen, row.rejected))
+    return likely.chosen / chosen - likely.rejected / rejected
+
+
+def reward_part(
+    file: Path, held_out: Sequence[Preference], most: int, folder: Path, more: Sequence[str]
+) -> Iterator[Row]:
     """Reward models of all people's preferences."""
     longer = [len(words(row.chosen)) - len(words(row.rejected)) for row in held_out]
-    rows: list[Row] = [
-        ("the preferred reply is the longer", "-", *share_of([lead > 0 for lead in longer])),
-        ("the preferred reply is the shorter", "-", *share_of([lead < 0 for lead in longer])),
-    ]
+    yield "the preferred reply is the longer", "-", *share_of([lead > 0 for lead in longer])
+    yield "the preferred reply is the shorter", "-", *share_of([lead < 0 for lead in longer])
     for name, experiment in (("people_sandbox", "sandbox"), ("people", "smollm2")):
         store = run(people_only(name, file, most, folder, ["until=reward", *more], experiment))
         right = scored(store.artifact("reward_model"), held_out)
-        rows.append(("the preferred reply scores higher", experiment, *share_of(right)))
-    return rows
+        made = store.summary("reward", RewardSummary)
+        assert made is not None
+        yield f"the preferred reply scores higher (trained on {made.pairs})", experiment, *share_of(right)
 
 
 def people_only(
@@ -142,28 +182,40 @@ def people_only(
     return compose([f"experiment={experiment}", f"name={name}", f"folder={folder}", *mixed, *more])
 
 
-def shares_part(file: Path, held_out: Sequence[Preference], total: int, folder: Path, more: Sequence[str]) -> list[Row]:
+def shares_part(
+    file: Path, held_out: Sequence[Preference], total: int, folder: Path, more: Sequence[str]
+) -> Iterator[Row]:
     """Policies of several shares."""
-    stores: dict[str, RunStore] = {}
-    for share in SHARES:
-        mixed = [f"mix.human={file}", f"mix.human_ratio={share}"]
-        name = f"people_{share:.0%}".replace("%", "")
-        stores[f"{share:.0%}"] = run(compose(["experiment=smollm2", f"name={name}", f"folder={folder}", *mixed, *more]))
-    stores[f"100%, {total} pairs"] = run(people_only("people_more", file, total, folder, more))
-    first = next(iter(stores.values()))
-    before = log_odds(first.artifact("sft_model"), held_out)
-    judge = folder / "people"
-    rows: list[Row] = []
-    for name, store in stores.items():
-        after = log_odds(store.artifact("policy"), held_out)
-        moved = [new - old for new, old in zip(after, before, strict=True)]
-        rows.append(("the policy has come to like the preferred reply better", name, *share_of([x > 0 for x in moved])))
-        rows.append(("by so many nats", name, *mean_of(moved)))
+    before: list[Likely] | None = None
+    runs = {
+        f"{share:.0%}": compose(
+            [
+                *("experiment=smollm2", f"name=people_{100 * share:.0f}", f"folder={folder}"),
+                *(f"mix.human={file}", f"mix.human_ratio={share}", *more),
+            ]
+        )
+        for share in SHARES
+    }
+    runs[f"100%, {total} pairs"] = people_only("people_more", file, total, folder, more)
+    ahead = [len(words(row.chosen)) - len(words(row.rejected)) for row in held_out]
+    yield "the preferred reply is the shorter", "-", *share_of([lead < 0 for lead in ahead])
+    for name, config in runs.items():
+        store = run(config)
+        before = before or log_probabilities(store.artifact("sft_model"), held_out)
+        after = log_probabilities(store.artifact("policy"), held_out)
+        for each, per in (("", per_reply), (", a word", per_word)):
+            moved = [per(new, row) - per(old, row) for new, old, row in zip(after, before, held_out, strict=True)]
+            yield (
+                f"the policy has come to like the preferred reply better{each}",
+                name,
+                *share_of([x > 0 for x in moved]),
+            )
+            yield f"by so many nats{each}", name, *mean_of(moved)
+        judge = folder / "people"
         if judge.exists():
             marks = replies_scored(RunStore.load(judge).artifact("reward_model"), store.read("samples", Sample))
             changes = [new - old for new, old in zip(marks["policy"], marks["sft_model"], strict=True)]
-            rows.append(("its replies score more than those of SL", name, *mean_of(changes)))
-    return rows
+            yield "its replies score more than those of SL", name, *mean_of(changes)
 
 
 def replies_scored(folder: Path, samples: Sequence[Sample]) -> Mapping[str, list[float]]:
@@ -189,18 +241,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     rows: list[Row] = []
     try:
         file, held_out, most = divided(arguments.file, arguments.folder)
-        if "reward" in arguments.parts:
-            rows += reward_part(file, held_out, most, arguments.folder, overrides)
-        if "shares" in arguments.parts:
-            rows += shares_part(file, held_out, arguments.more, arguments.folder, overrides)
+        parts: dict[str, Callable[[], Iterator[Row]]] = {
+            "reward": lambda: reward_part(file, held_out, most, arguments.folder, overrides),
+            "shares": lambda: shares_part(file, held_out, arguments.more, arguments.folder, overrides),
+        }
+        for row in chain.from_iterable(part() for name, part in parts.items() if name in arguments.parts):
+            print(*row, sep="  ", flush=True)
+            rows.append(row)
+            if arguments.json:
+                atomic_write(arguments.json, json.dumps(rows, indent=1).encode())
     except ConstitutionalError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return INTERRUPTED
     print(table([("", "of", "figure", "95%"), *rows], numbers_from=2))
-    if arguments.json:
-        atomic_write(arguments.json, json.dumps(rows, indent=1).encode())
     return 0
 
 

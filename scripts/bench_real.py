@@ -1,13 +1,15 @@
 """What moves on a real model: pairs of constitutions that pull opposite ways, measured by rules that anyone can check.
 
     make smollm2 && python scripts/bench_real.py --json real.json         four pairs: eight runs of `experiment=smollm2`
-    python scripts/bench_real.py length form -- prompts.train=40          two of them; after --, Hydra overrides
+    python scripts/bench_real.py length form -- prompts.held_out=30       two of them; after --, Hydra overrides
 
 Each constitution has one principle, with a rule that counts (`measure:`) in the place of a judge that a small model is
-not. What the base and the trained models answer to held-out prompts is counted by every rule of
+not. No system prompt asks for short replies, as that of the experiment does, and replies may have 160 tokens. What the
+base and the trained models answer to held-out prompts is counted by every rule of
 `constitutional/constitution/measures.py`; differences are paired over prompts, with 95% bootstrap intervals. Checked:
 
     apart        the two policies of a pair differ on its own measure in the right direction, clear of zero
+    moved        a policy differs from the base on that measure in the direction that is wanted, clear of zero
     still        a policy differs from the base on another measure by no more than its interval
     fluent       the policy's perplexity on sentences that people wrote is at most 5% above the base's
 
@@ -74,6 +76,13 @@ PAIRS: Final[Mapping[str, tuple[Side, Side]]] = {
 }
 """By name: the side that wants more of the pair's measure, and the one that wants less."""
 
+UNHELD: Final = (
+    "prompts.system=null",
+    *("critique_revise.draft_max_tokens=160", "critique_revise.revision_max_tokens=160"),
+    *("sample_pairs.max_tokens=160", "evaluate.max_tokens=160"),
+)
+"""So that nothing but the constitution asks for the length or the form of replies."""
+
 
 class Check(NamedTuple):
     """One thing that was wanted, and what was found."""
@@ -123,8 +132,10 @@ def checks(pair: str, found: Mapping[str, Counts]) -> Iterator[Check]:
     yield Check("apart", f"{more.name} − {fewer.name}", own, apart, apart.low > 0)
     for side in (more, fewer):
         for name, models in found[side.name].items():
-            if name != own:
-                moved = difference(models["policy"], models["base"])
+            moved = difference(models["policy"], models["base"])
+            if name == own:
+                yield Check("moved", side.name, name, moved, moved.low > 0 if side is more else moved.high < 0)
+            else:
                 yield Check("still", side.name, name, moved, moved.low <= 0 <= moved.high)
 
 
@@ -162,13 +173,15 @@ def checks_table(found: Sequence[Check]) -> str:
     return table(rows, numbers_from=3)
 
 
-def rates_table(found: Mapping[str, Counts]) -> str:
-    """A row a measure: the mean of the base's replies, and of each policy's."""
+def rates_table(found: Mapping[str, Counts], cut_off: Mapping[str, Mapping[str, float]]) -> str:
+    """A row a measure: the mean of the base's replies, and of each policy's; the last says what share was cut off."""
     rows = [("mean of", "base", *found)]
     for name in MEASURES:
         base = next(iter(found.values()))[name]["base"]
         policies = [statistics.fmean(counted[name]["policy"].values()) for counted in found.values()]
         rows.append((name, *(f"{value:.2f}" for value in (statistics.fmean(base.values()), *policies))))
+    shares = [next(iter(cut_off.values()))["base"], *(shares["policy"] for shares in cut_off.values())]
+    rows.append(("share of replies that were cut off", *(f"{share:.0%}" for share in shares)))
     return table(rows, numbers_from=1)
 
 
@@ -182,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", type=Path, metavar="OUT", help="write every number here")
     arguments, overrides = parser.parse_args(words[:end]), words[end + 1 :]
     found: dict[str, Counts] = {}
+    cut_off: dict[str, dict[str, float]] = {}
     made: list[Check] = []
     known: dict[str, float] = {}
     try:
@@ -191,9 +205,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             for side in PAIRS[pair]:
                 path = constitution(side, arguments.folder / "constitutions")
                 own = [f"name={side.name}", f"folder={arguments.folder}", f"constitution.file={path}"]
-                config = compose(["experiment=smollm2", "constitution=schema", *own, *overrides])
+                config = compose(["experiment=smollm2", "constitution=schema", *UNHELD, *own, *overrides])
                 store = run(config)
-                found[side.name] = counts(store.read("samples", Sample))
+                samples = store.read("samples", Sample)
+                found[side.name] = counts(samples)
+                cut_off[side.name] = {
+                    model: statistics.fmean(model in sample.cut_off for sample in samples)
+                    for model in ("base", "policy")
+                }
                 made.append(fluent(store, str(config.model.path), side.name, known))
                 print(f"{side.name}: {clock(sum(stage.seconds for stage in store.stages.values()))}", flush=True)
             made += checks(pair, found)
@@ -203,12 +222,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("bench_real: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    print(f"{rates_table(found)}\n\n{checks_table(made)}\n")
+    print(f"{rates_table(found, cut_off)}\n\n{checks_table(made)}\n")
     for kind in dict.fromkeys(check.kind for check in made):
         verdicts = [check.reached for check in made if check.kind == kind]
         print(f"{kind}: {sum(verdicts)} of {len(verdicts)} reached")
     if arguments.json:
-        numbers = {"overrides": overrides, "counts": found, "checks": [check._asdict() for check in made]}
+        numbers = {
+            "overrides": overrides,
+            "counts": found,
+            "cut_off": cut_off,
+            "checks": [check._asdict() for check in made],
+        }
         atomic_write(arguments.json, (json.dumps(numbers, indent=1) + "\n").encode())
     return 0
 

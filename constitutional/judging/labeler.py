@@ -14,9 +14,9 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from typing import Final, Literal, NamedTuple, get_args
+from typing import Final, Literal, NamedTuple, Self, get_args
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from constitutional.base.errors import ModelError
 from constitutional.base.frozen import Frozen
@@ -215,6 +215,15 @@ class LabelerSettings(Frozen):
     """By how many points, of 1 to 10, a response must be ahead for a probability of 0.73."""
     clamp: tuple[float, float] | None = None
     """The probability of each reading is moved into this range, such as [0.4, 0.6]; null leaves it."""
+
+    @model_validator(mode="after")
+    def _shows_examples(self) -> Self:
+        if self.few_shot and self.method in ("contrast", "score"):
+            raise ValueError(
+                f"few_shot shows comparisons with their answers, and method={self.method} asks for none; "
+                "type label.few_shot=0, or another label.method"
+            )
+        return self
 
     @field_validator("clamp")
     @classmethod

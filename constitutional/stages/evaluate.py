@@ -499,7 +499,13 @@ def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContex
     gold = list(points("traits", rollouts, exact, context.seed))
     some = some_of_each_phase(rollouts, settings.gold_replies, context.seed)
     conversations = [(*prompts[rollout.prompt].messages, Message("assistant", rollout.reply)) for rollout in some]
-    if not gold and some and not inputs.labeler_rewards:
+    scoreless = inputs.label.method == "contrast" and any(principle.rule is None for principle in trusted.principles)
+    if not gold and some and scoreless:
+        context.say(
+            "the replies of the training have no gold score: label.method=contrast compares responses and scores none; "
+            "evaluate.gold_reward_model=FOLDER scores them by a reward model"
+        )
+    elif not gold and some and not inputs.labeler_rewards:
         labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed)
         with context.task("scores of rollouts", len(some)) as task:
             marks = list(mean_scores(trusted, conversations, labeler, task.update))

@@ -721,6 +721,6 @@ def too_little(summary: MixSummary, settings: Settings) -> str | None:
                 "mix.total=… where the share allows more, or mix.mode=additive gives more"
             )
     return (
-        f"{told}more comparisons (prompts.train=…, sample_pairs.samples=…), another "
-        "label.method=… or label.principles=all, or a lower mix.margin give more"
+        f"{told}more comparisons (more prompts, sample_pairs.samples=…), another label.method=… or "
+        f"label.principles=all{', or a lower mix.margin' if settings.margin else ''} give more"
     )

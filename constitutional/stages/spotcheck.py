@@ -66,7 +66,7 @@ def run(settings: Settings, context: StageContext) -> None:
     wanted = sum(row.votes for row in plan)
     spare = (
         f"the budget is for {counted(settings.votes, 'vote')}, and the {counted(len(plan), 'comparison')} that can be "
-        f"asked about take {wanted}; more comparisons (prompts.train=…) or spotcheck.overlap=… take more"
+        f"asked about take {wanted}; more comparisons (more prompts) or spotcheck.overlap=… take more"
         if len(plan) < settings.items
         else ""
     )

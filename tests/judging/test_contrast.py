@@ -3,6 +3,7 @@
 import math
 
 import pytest
+from pydantic import ValidationError
 
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Comparison, Message, Prompt
@@ -13,7 +14,7 @@ from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.stories import side_by_side
 from constitutional.judging.accuracy import measure_labeler, sharpness_of
 from constitutional.judging.contrast import calibrated, contrast, requests
-from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings, method_for
+from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings, Method, method_for
 from constitutional.judging.labelling import LabelSettings
 from tests.judging.scripted_labeler import CALM, LONG, SHORT, TEMPLATES, comparison, constitution, judged, shown
 
@@ -160,3 +161,9 @@ def test_an_example_is_not_shown_where_it_is_the_question() -> None:
     judged(rule, LabelSettings(method="logprobs", few_shot=3), [comparison(question="Question 1?")], FEW)
     shots = [turn.content for turn in seen[0].messages[:-2] if turn.role == "user"]
     assert ["Question 0?" in shots[0], "Question 2?" in shots[1], len(shots)] == [True, True, 2]
+
+
+@pytest.mark.parametrize("method", ["contrast", "score"])
+def test_examples_are_refused_where_no_comparison_is_shown(method: Method) -> None:
+    with pytest.raises(ValidationError, match=f"few_shot shows comparisons with their answers, and method={method}"):
+        LabelSettings(method=method, few_shot=2)

@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from constitutional.base.records import Judgement, Preference, Prompt, Revision
+from constitutional.base.shipped import shipped
 from constitutional.constitution.measures import rule_of
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
@@ -34,11 +35,17 @@ PROMPTS = (
 
 def settings(folder: Path, *words: str) -> list[str]:
     (folder / "prompts.txt").write_text("\n".join(PROMPTS) + "\n")
+    # Replies of 32 tokens all have at most 60 words.
+    constitution = (shipped("constitutions") / "plain_and_careful.yaml").read_text(encoding="utf-8")
+    assert "measure: at most 60 words" in constitution
+    file = folder / "constitution.yaml"
+    file.write_text(constitution.replace("measure: at most 60 words", "measure: fewer words"), encoding="utf-8")
     return [
         "experiment=smollm2",
         f"folder={folder}/runs",
         f"model.path={FOLDER.resolve()}",
         f"prompts.path={folder}/prompts.txt",
+        f"constitution.file={file}",
         "constitution.only=[short,no_harm]",
         *("critique_revise.draft_max_tokens=32", "critique_revise.revision_max_tokens=32"),
         *("sample_pairs.max_tokens=32", "evaluate.max_tokens=32", "evaluate.judged=4", "evaluate.compared=4"),
@@ -62,15 +69,16 @@ def test_all_stages_run_to_a_report_with_dpo(folder: Path) -> None:
     assert sum(revision.problem is None for revision in revisions) >= 6
     judgements = {judgement.comparison: judgement for judgement in store.read("judgements", Judgement)}
     assert all(judgement.p_a is not None for judgement in judgements.values())
-    rules = {"short": "at most 60 words"}
+    rules = {"short": "fewer words"}
     assert {judgement.labeler for judgement in judgements.values()} & {f"rule {rule}" for rule in rules.values()}
-    preferences = store.read("preferences", Preference)
-    assert preferences
-    for preference in preferences:
+    by_rule = 0
+    for preference in store.read("preferences", Preference):
         judgement = judgements[preference.comparison]
         if rule := rules.get(judgement.principle):
             better, worse = (rule_of(rule).score(text) for text in (preference.chosen, preference.rejected))
             assert better > worse
+            by_rule += 1
+    assert by_rule
     ended(store, folder / "runs" / "dpo")
 
 

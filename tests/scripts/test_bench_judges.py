@@ -29,7 +29,7 @@ def test_a_rule_is_right_where_it_prefers_the_better_response_and_tells_nothing_
     found = counted("mine", "fewer words", rows)
     assert (found.n, found.right, found.nothing) == (3, 1, 1)
     *_, row = shares([found]).splitlines()
-    assert re.split(r" {2,}", row.strip()) == ["mine", "fewer words", "50.0%", "9% to 91%", "3", "1", "0"]
+    assert re.split(r" {2,}", row.strip()) == ["mine", "fewer words", "33.3%", "6% to 79%", "3", "1", "0"]
 
 
 def test_a_label_that_is_a_half_is_wrong_and_tells_nothing() -> None:

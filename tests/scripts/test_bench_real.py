@@ -6,6 +6,8 @@ import yaml
 from constitutional.base.records import Prompt, Sample
 from constitutional.constitution.file import load_constitution
 from constitutional.constitution.measures import MEASURES, rule_of
+from constitutional.runs.compose import compose
+from constitutional.stages.prompts import FilePrompts
 from scripts import bench_real
 from scripts.bench_real import PAIRS, checks, checks_table, constitution, counts, difference, main, sentences
 from tests.tiny import tiny_model
@@ -37,9 +39,22 @@ def test_a_pair_is_apart_where_its_own_measure_differs_clear_of_zero() -> None:
     assert len(still) == 2 * (len(MEASURES) - 1)
     assert still["brief", "exclamation marks"]  # one in one of eight replies
     assert all(still.values())
+    assert [check.reached for check in made if check.kind == "moved"] == [True, True]
+    assert [
+        check.reached for check in checks("length", {"thorough": short, "brief": long}) if check.kind == "moved"
+    ] == [*(False, False)]
     (back,) = [check for check in checks("length", {"thorough": short, "brief": long}) if check.kind == "apart"]
     assert not back.reached
     assert "thorough − brief  words              +7.88" in checks_table(made)
+
+
+def test_the_runs_of_a_pair_are_asked_for_nothing_but_their_principle(tmp_path: Path) -> None:
+    file = constitution(PAIRS["form"][0], tmp_path)
+    own = ["name=lists", f"folder={tmp_path}", f"constitution.file={file}"]
+    config = compose(["experiment=smollm2", "constitution=schema", *bench_real.UNHELD, *own])
+    assert isinstance(config.prompts, FilePrompts)
+    assert config.prompts.system is None
+    assert config.evaluate.max_tokens == config.sample_pairs.max_tokens == 160
 
 
 def test_differences_are_paired_over_prompts() -> None:

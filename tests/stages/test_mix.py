@@ -735,7 +735,7 @@ def test_what_people_leave_even_and_what_nobody_judged_is_among_the_reasons(tmp_
     settings = Settings(verdicts=path, held_out_share=0)
     (warning,) = mixed_by_stage([judged(even, 0.9), judged(decided, 0.9)], [even, alone, decided], settings).warnings
     assert "1 of 3 comparisons give a preference (1 not judged, 1 even by people's verdicts)" in warning
-    assert "prompts.train=" in warning
+    assert "more prompts" in warning
 
 
 def test_the_scarcer_source_is_named_as_the_limit_of_a_fixed_total(tmp_path: Path) -> None:
@@ -746,7 +746,7 @@ def test_the_scarcer_source_is_named_as_the_limit_of_a_fixed_total(tmp_path: Pat
     (warning,) = mixed_by_stage([judged(row, 0.9) for row in many], many, settings).warnings
     assert "2 preferences are trained on" in warning
     assert "of the AI's there are 2, of people's 16; a smaller spotcheck.budget" in warning
-    assert "prompts.train" not in warning
+    assert "more prompts" not in warning
 
 
 def test_verdicts_that_came_later_make_the_stage_run_again(tmp_path: Path) -> None:

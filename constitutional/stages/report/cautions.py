@@ -108,12 +108,12 @@ def _training_actions(run: RunReport) -> Iterator[str]:
     if mixed and 2 * mixed.decided < mixed.judged:
         held_out = f", and {mixed.held_out} are held out to test the reward model" if mixed.held_out < FEW else ""
         yield (
-            f"Give more prompts (prompts.train) or samples (sample_pairs.samples): {mixed.decided} of "
-            f"{mixed.judged} comparisons gave a preference{held_out}. A lower mix.margin also decides more."
+            f"Give more prompts (a longer file, or prompts.train in the sandbox) or samples (sample_pairs.samples): "
+            f"{mixed.decided} of {mixed.judged} comparisons gave a preference{held_out}."
         )
     elif mixed and mixed.held_out < FEW:
         yield (
-            f"Raise mix.held_out_share or prompts.train: n = {mixed.held_out} preferences are held out, too few to "
+            f"Raise mix.held_out_share or give more prompts: n = {mixed.held_out} preferences are held out, too few to "
             "measure the reward model."
         )
 

@@ -38,8 +38,8 @@ GROUPS: Final = {
     "intervals.",
     "Refusals": "Share of held-out replies that refuse. Over-refusal is to refuse a request that harms nobody, which "
     "is a failure.",
-    WIN_RATES: "Share of comparisons in which the labeler, asked in both orders, prefers the model’s reply. 50% is no "
-    "difference.",
+    WIN_RATES: "Share of comparisons in which the labeler prefers the model’s reply; one that sees both replies is "
+    "asked in both orders. 50% is no difference.",
     SETS: "Public evaluation sets, each scored as its paper does, with 95% intervals that count items of one prompt or "
     "template as a cluster.",
     UNASKED: "Share of held-out replies that show each trait. The constitution asks for no change of these, or its "
@@ -259,8 +259,8 @@ def _judge(name: str, quality: LabelerQuality) -> Iterator[Figure]:
     )
     if quality.probabilities:
         note = (
-            f"Probability that the first response of a pair is the better one, mean over both orders. The {name} is "
-            "sure far from 50%, and undecided at 50%."
+            "Probability that the first response of a pair is the better one, mean over the orders in which it was "
+            f"asked. The {name} is sure far from 50%, and undecided at 50%."
         )
         yield _histogram(f"How sure the {name} was", note, quality.probabilities, charts.SHARES, "probability")
 

@@ -87,7 +87,9 @@ def test_a_doubtful_meaning_is_named_with_its_probability_and_once() -> None:
                     words="", principle="brief", meaning="seek verbosity", probability=0.94, warnings=("Tags differ.",)
                 ),
                 PrincipleMeaning(words="", principle="calm", meaning="avoid anger", probability=0.9),
-                PrincipleMeaning(words="", principle="kind", meaning="seek kindness", probability=0.4),
+                PrincipleMeaning(
+                    words="", principle="kind", meaning="seek kindness", probability=0.4, warnings=("unsure",)
+                ),
             )
         }
     )
