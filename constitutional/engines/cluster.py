@@ -188,6 +188,10 @@ class Cluster:
                 engine.end(actor)
                 self._made_room_s = now_s
 
+    def is_busy_beside(self, waiting: "ClusterEngine") -> bool:
+        """Whether actors of another model are answering."""
+        return any(actor.chunks for engine in self._engines if engine is not waiting for actor in engine.actors)
+
     def release(self) -> None:
         """End all actors, which gives their memory back."""
         with self.lock:
@@ -228,7 +232,11 @@ class ClusterEngine(ForwardingEngine):
         """Since when requests wait and no actor has a place; 0 while one has."""
         self._first: tuple[str, Described] | None = None
         """The first actor's node, and what its engine is: all others are the same."""
+        self._others_busy_s = 0.0
+        """When other models were last at work."""
         self._failed_starts = 0
+        """One after the other; those at about the same time, as of a node that is lost, are one."""
+        self._failed_start_s = 0.0
         self._told = False
         self._left: dict[Any, _Chunk] = {}
         """Chunks whose sessions have ended, by the references of their answers."""
@@ -249,6 +257,7 @@ class ClusterEngine(ForwardingEngine):
             with self.cluster.lock:
                 if not self.actors:
                     self.actors.append(self.cluster.start(self.settings, self.chunks))
+                self._await_starting()
                 self._check_patience()
                 self.cluster.look_after(self)
             self.arrived(_ready(self.watched(), LOOK_S))
@@ -288,13 +297,18 @@ class ClusterEngine(ForwardingEngine):
         return min(ready, key=lambda actor: actor.chunks, default=None)
 
     def _grow(self, wanting: int) -> None:
-        starting = [actor for actor in self.actors if actor.starting]
-        for actor in starting:
-            actor.idle_since_s = time.monotonic()  # it is wanted
+        starting = self._await_starting()
         settings = self.cluster.settings
         missing = math.ceil(wanting / settings.chunk) - len(starting)
         for _ in range(min(missing, settings.max_actors - len(self.actors))):
             self.actors.append(self.cluster.start(self.settings, self.chunks))
+
+    def _await_starting(self) -> list[_Actor]:
+        """The actors that start, which do not end for want of work: they are wanted."""
+        starting = [actor for actor in self.actors if actor.starting]
+        for actor in starting:
+            actor.idle_since_s = time.monotonic()
+        return starting
 
     def _check_patience(self) -> None:
         """While no actor has a place, tell the user, and give up in the end."""
@@ -303,7 +317,9 @@ class ClusterEngine(ForwardingEngine):
             return
         now_s = time.monotonic()
         self.without_place_since_s = self.without_place_since_s or now_s
-        waited_s = now_s - self.without_place_since_s
+        if self.cluster.is_busy_beside(self):
+            self._others_busy_s = now_s  # its turn comes
+        waited_s = now_s - max(self.without_place_since_s, self._others_busy_s)
         if waited_s > self.cluster.settings.patience_s:
             raise ModelError(
                 f"{self.name}: the cluster has had no place for {clock(waited_s)}: {self._needs()}. What was answered "
@@ -340,9 +356,11 @@ class ClusterEngine(ForwardingEngine):
             node = actor.node or "a node"
             raise ModelError(f"{self.name}: cannot be opened on {node}: {_in_a_line(error)}") from error
         except ray.exceptions.RayError as error:
-            self._failed_starts += not actor.known
+            now_s = time.monotonic()
+            if not actor.known and now_s - self._failed_start_s > LOOK_S:
+                self._failed_starts, self._failed_start_s = self._failed_starts + 1, now_s
             self.lost(actor, error)
-            if self._failed_starts >= DEATHS:
+            if self._failed_starts >= DEATHS and not any(other.known for other in self.actors):
                 raise self._no_accident("before they could be asked", error) from error
             return
         if isinstance(said, ConstitutionalError):
@@ -459,7 +477,7 @@ class ClusterSession:
         self._waiting.append((ticket, request))
 
     def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:
-        """What has finished since the last call, and more work for the actors.
+        """What has finished since the last call, and, unless there is no time for it, more work for the actors.
 
         Raises:
             ConstitutionalError: the engine cannot go on; everything that was answered was handed on.
@@ -471,7 +489,7 @@ class ClusterSession:
             left_s = max(0.0, end_s - time.monotonic())
             answers: list[tuple[Ticket, Completion]] = []
             try:
-                if not self._failure:
+                if not self._failure and timeout_s != 0:
                     self._engine.hand_out(self)
                 ready = _ready([*self._engine.watched(), *self.open], min(left_s, LOOK_S))
                 for reference in ready:

@@ -1,0 +1,175 @@
+"""What the driver decides about actors, beside a Ray that is made up: tests/ray has the real one."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from constitutional.base.errors import ModelError
+from constitutional.base.records import Message
+from constitutional.engines import cluster
+from constitutional.engines.base import Completion, Request
+from constitutional.engines.cluster import DEATHS, Cluster, ClusterEngine
+from constitutional.engines.cluster_actor import Described
+from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.settings import RayClusterSettings, ScriptedSettings
+
+FUNCTION = ScriptedSettings(function="functions.py:answer")
+WEIGHTS = ScriptedEngine(lambda _: "yes", "answer").weights
+
+
+class Lost(Exception):  # noqa: N818 - Ray's has another name, too
+    """An actor is dead."""
+
+
+class Reference:
+    """What will come at a time, or never."""
+
+    def __init__(self, value: object, at_s: float) -> None:
+        self.value, self.at_s = value, at_s
+
+
+class Ray:
+    """Stands where the module `ray` is imported; an actor is there at once, and says what it is after a while."""
+
+    def __init__(self) -> None:
+        self.exceptions = SimpleNamespace(RayError=Lost, RayTaskError=ZeroDivisionError)
+        self.describe_s = 0.0
+        """How long an actor takes to say what it is."""
+        self.place: object = ("10.0.0.1", 7)
+        self.started = 0
+        self.killed = 0
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {}
+
+    def available_resources(self) -> dict[str, float]:
+        return {"CPU": 1.0}
+
+    def remote(self, _kind: type) -> Any:  # noqa: ANN401
+        def made(_settings: ScriptedSettings) -> SimpleNamespace:
+            self.started += 1
+            parts: dict[str, Callable[..., Reference]] = {
+                "place": lambda: self._coming(self.place),
+                "describe": lambda: self._coming(Described(WEIGHTS, "one", "functions"), self.describe_s),
+                "answer": lambda requests: self._coming([Completion("yes", "stop")] * len(requests), 0.05),
+            }
+            return SimpleNamespace(**{name: SimpleNamespace(remote=part) for name, part in parts.items()})
+
+        return SimpleNamespace(options=lambda **_: SimpleNamespace(remote=made))
+
+    def _coming(self, value: object, after_s: float = 0.0) -> Reference:
+        return Reference(value, time.monotonic() + after_s)
+
+    def wait(
+        self, references: Sequence[Reference], num_returns: int = 1, timeout: float = 0.0
+    ) -> tuple[list[Reference], list[Reference]]:
+        end_s = time.monotonic() + timeout
+        while True:
+            there = [reference for reference in references if reference.at_s <= time.monotonic()]
+            if len(there) >= num_returns or time.monotonic() >= end_s:
+                return there, []
+            time.sleep(0.005)
+
+    def get(self, reference: Reference) -> object:
+        if isinstance(reference.value, Exception):
+            raise reference.value
+        return reference.value
+
+    def kill(self, _handle: object) -> None:
+        self.killed += 1
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
+    made = Ray()
+    monkeypatch.setitem(sys.modules, "ray", made)
+    monkeypatch.setattr(cluster, "find_spec", lambda _: made)
+    monkeypatch.setattr(cluster, "LOOK_S", 0.01)
+    return made
+
+
+def opened(**own: float) -> Cluster:
+    return Cluster(RayClusterSettings.model_validate({"max_actors": 4, **own}), list[str]().append)
+
+
+def engine_on(where: Cluster) -> ClusterEngine:
+    return where.engine(ScriptedEngine(lambda _: "yes", "answer"), FUNCTION)
+
+
+def question(text: str) -> Request:
+    return Request((Message("user", text),))
+
+
+def test_an_actor_that_takes_long_to_start_is_waited_for(ray: Ray) -> None:
+    ray.describe_s = 0.4
+    engine = engine_on(opened(idle_s=0.1, patience_s=0.2))
+    assert engine.identity == "one"
+    assert (ray.started, ray.killed) == (1, 0)
+    time.sleep(0.15)
+    other = engine_on(engine.cluster)
+    other.complete([question("somebody looks after the actors")])
+    assert engine.actors == []  # it had nothing to do
+
+
+@pytest.mark.usefixtures("ray")
+def test_a_model_does_not_give_up_its_place_while_another_is_at_work() -> None:
+    where = opened(patience_s=0.05)
+    busy, waiting = engine_on(where), engine_on(where)
+    busy.complete([question("first")])
+    busy.actors[0].chunks = 1
+    waiting.actors = [where.start(FUNCTION, 2)]  # which has no place yet
+    for _ in range(3):
+        waiting._check_patience()
+        time.sleep(0.06)
+    busy.actors[0].chunks = 0
+    time.sleep(0.06)
+    with pytest.raises(ModelError, match="the cluster has had no place"):
+        waiting._check_patience()
+
+
+def lost_while_starting(engine: ClusterEngine, count: int) -> None:
+    """So many actors die at once before they say what they are."""
+    starting = [engine.cluster.start(FUNCTION, 2) for _ in range(count)]
+    for actor in starting:
+        actor.starting = Reference(Lost("the node is gone"), 0.0)
+    engine.actors += starting
+    engine.arrived([actor.starting for actor in starting])
+
+
+def test_a_lost_node_is_one_accident_however_many_actors_started_on_it(ray: Ray) -> None:
+    engine = engine_on(opened())
+    lost_while_starting(engine, 2 * DEATHS)
+    assert engine.actors == []
+    assert ray.killed == 2 * DEATHS
+    for _ in range(DEATHS - 2):
+        time.sleep(0.02)
+        lost_while_starting(engine, 1)
+    time.sleep(0.02)
+    with pytest.raises(ModelError, match=f"{DEATHS} actors died one after the other before they could be asked"):
+        lost_while_starting(engine, 1)
+
+
+def test_actors_that_cannot_start_end_nothing_while_another_answers(ray: Ray) -> None:
+    engine = engine_on(opened())
+    assert engine.identity == "one"
+    for _ in range(2 * DEATHS):
+        time.sleep(0.02)
+        lost_while_starting(engine, 1)
+    assert engine.complete([question("Well?")]) == [Completion("yes", "stop")]
+    assert ray.started == 1 + 2 * DEATHS
+
+
+def test_where_there_is_no_time_no_work_is_begun(ray: Ray) -> None:
+    session = engine_on(opened()).session()
+    session.submit((0,), question("Well?"))
+    assert session.collect(0.0) == []
+    assert (ray.started, session.open) == (0, {})
+    assert session.collect() == [((0,), Completion("yes", "stop"))]
+    assert ray.started == 1
