@@ -50,7 +50,10 @@ def check(folder: Path, sft_model: Path) -> None:
         if len(within) == 1 and within[0] != folder:
             raise InputError(folder, f"holds no model itself; did you mean {within[0]}?") from error
         raise InputError(folder, f"{str(error).removeprefix(f'{folder}: ')}. {_EXPECTED}") from error
-    theirs, ours = (_said(path) for path in (folder, sft_model))
+    try:
+        theirs, ours = (_said(path) for path in (folder, sft_model))
+    except ValueError as error:
+        raise InputError(folder / "config.json", f"is no JSON: {error}; {_EXPECTED}") from error
     for what, name in (("a", "architectures"), ("a vocabulary of", "vocab_size")):
         if theirs[name] != ours[name]:
             raise InputError(

@@ -67,11 +67,11 @@ def check_moved(before: list[int], weights: "Iterable[Tensor]", label: str, step
         )
 
 
-def sharded(trainer: "Trainer") -> bool:
-    """Whether each process holds a part of the weights alone."""
+def kind_of_shards(trainer: "Trainer") -> str:
+    """What gives each process a part of the weights alone: `FSDP` or `ZeRO-3`; empty where each has them all."""
     if trainer.is_deepspeed_enabled:
-        return bool(trainer.accelerator.state.deepspeed_plugin.zero_stage == 3)
-    return bool(trainer.is_fsdp_enabled)
+        return "ZeRO-3" if trainer.accelerator.state.deepspeed_plugin.zero_stage == 3 else ""
+    return "FSDP" if trainer.is_fsdp_enabled else ""
 
 
 def save_model(trainer: "Trainer", folder: Path) -> None:
@@ -80,7 +80,7 @@ def save_model(trainer: "Trainer", folder: Path) -> None:
     Raises:
         ModelError: what is read differs from what was trained.
     """
-    if sharded(trainer):
+    if kind_of_shards(trainer):
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes give their parts
         if processes.is_main():
             write_model(put_together(trainer.model, weights), trainer.processing_class, folder)

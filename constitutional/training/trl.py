@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.frozen import TECHNICAL
 from constitutional.base.progress import Progress, Task
@@ -25,7 +25,7 @@ from constitutional.training import metrics, processes
 from constitutional.training.preflight import preflight
 from constitutional.training.quiet import quiet_libraries
 from constitutional.training.rows import Row
-from constitutional.training.saving import bit_sums, check_finite, check_moved, sharded, sync
+from constitutional.training.saving import bit_sums, check_finite, check_moved, kind_of_shards, sync
 from constitutional.training.tracking import NOT_TRACKED, Tracking
 
 if TYPE_CHECKING:
@@ -303,13 +303,15 @@ def fit(
         with Progress().task(label, 0, "steps") as own:
             return fit(trainer, log=log, label=label, task=own, tracking=tracking, warn=warn)
     checkpoint = _latest_checkpoint(Path(trainer.args.output_dir or ""))
+    if checkpoint:
+        _check_kind(checkpoint, kind_of_shards(trainer))
     trainer.remove_callback(PrinterCallback)
     alike = RewardedAlike(warn)
-    trainer.add_callback(_log_callback(log, label, task, tracking, alike, in_shards=sharded(trainer)))
+    trainer.add_callback(_log_callback(log, label, task, tracking, alike, in_shards=kind_of_shards(trainer)))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not sharded(trainer):  # of shards nobody has a whole weight; what they come to is checked as it is saved
+    if not kind_of_shards(trainer):  # of shards nobody has a whole weight; what they come to is checked as it is saved
         check_finite(_trained(trainer.model), label, trainer.state.global_step)
         check_moved(before, _trained(trainer.model), label, trainer.state.global_step)
     rows: Any = trainer.train_dataset
@@ -378,7 +380,7 @@ class RewardedAlike:
 
 
 def _log_callback(
-    log: Path, label: str, task: "Task", tracking: Tracking, alike: RewardedAlike, *, in_shards: bool = False
+    log: Path, label: str, task: "Task", tracking: Tracking, alike: RewardedAlike, *, in_shards: str = ""
 ) -> "TrainerCallback":
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -444,7 +446,7 @@ def _log_callback(
             """Mark a checkpoint, all of which is written, as complete; weights that are no numbers end the training."""
             if not in_shards:
                 check_finite(_trained(model), label, state.global_step)
-            _complete(Path(args.output_dir or "") / f"checkpoint-{state.global_step}")
+            _complete(Path(args.output_dir or "") / f"checkpoint-{state.global_step}", in_shards)
 
     return Log()
 
@@ -469,8 +471,21 @@ def _append(log: Path, row: Mapping[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def _complete(checkpoint: Path) -> None:
+def _complete(checkpoint: Path, in_shards: str) -> None:
     processes.wait()  # each of them writes a part of it
     if processes.is_main():
         sync(checkpoint)
-        (checkpoint / COMPLETE).touch()
+        atomic_write(checkpoint / COMPLETE, in_shards.encode())
+
+
+def _check_kind(checkpoint: Path, in_shards: str) -> None:
+    """Refuse a checkpoint whose weights and optimizer are kept in other shards than this training reads.
+
+    Transformers would end with a traceback, or begin the optimizer anew and say nothing.
+    """
+    if (kept := (checkpoint / COMPLETE).read_text()) != in_shards:
+        begun, now = (f"in shards of {kind}" if kind else "whole" for kind in (kept, in_shards))
+        raise RunError(
+            f"{checkpoint}: was written by a training that keeps its weights {begun}, and this one keeps them {now}; "
+            f"go on with the launch=… that began it, or delete {checkpoint.parent} to train the stage anew"
+        )

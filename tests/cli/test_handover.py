@@ -479,6 +479,9 @@ def test_a_folder_that_cannot_be_the_policy_is_refused_before_anything_is_made(
     template = other / "chat_template.jinja"
     template.write_text("{% for m in messages %}{{ m.role }}: {{ m.content }}{% endfor %}")
     assert "its chat template is not the one" in line_of(other)
+    cut = moved(first, tmp_path / "cut")
+    (cut / "config.json").write_text('{"architectures": ["Llama')
+    assert f"{cut / 'config.json'}: is no JSON: Unterminated string" in line_of(cut)
     bare = moved(first, tmp_path / "bare")
     for file in [*bare.glob("tokenizer*"), *bare.glob("chat_template*")]:
         file.unlink()

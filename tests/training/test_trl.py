@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from constitutional.base.errors import ModelError
+from constitutional.base.errors import ModelError, RunError
 from constitutional.base.progress import Progress
 from constitutional.stages import dpo, grpo, reward, sft
 from constitutional.training import rewards
@@ -17,6 +17,8 @@ from constitutional.training.trl import (
     LoraSettings,
     RewardedAlike,
     TrainingSettings,
+    _check_kind,
+    _complete,
     _latest_checkpoint,
     _log_callback,
     fit,
@@ -73,6 +75,22 @@ def test_a_checkpoint_that_was_cut_off_is_passed_over(tmp_path: Path) -> None:
     assert _latest_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
     assert not (tmp_path / "checkpoint-15").exists()
     assert _latest_checkpoint(tmp_path / "nothing") is None
+
+
+def test_a_checkpoint_in_other_shards_is_refused_and_stays(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "checkpoint-10"
+    checkpoint.mkdir()
+    _complete(checkpoint, "FSDP")
+    _check_kind(checkpoint, "FSDP")
+    with pytest.raises(
+        RunError, match=r"weights in shards of FSDP, and this one keeps them whole; go on with"
+    ):
+        _check_kind(checkpoint, "")
+    assert checkpoint.exists()
+    _complete(checkpoint, "")
+    _check_kind(checkpoint, "")
+    with pytest.raises(RunError, match=r"weights whole, and this one keeps them in shards of ZeRO-3"):
+        _check_kind(checkpoint, "ZeRO-3")
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
