@@ -13,7 +13,7 @@ Held-out prompts are not handed over: the policy that comes back is evaluated on
 """
 
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from textwrap import fill
@@ -92,7 +92,7 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
         about = f"{algorithm.upper()} by {VERSIONS[to]}, from the run {printable(store.folder.resolve().name)}."
         words = commands.words(to, algorithm, _recipe(config, algorithm, len(prompts)), material)
         _write_script(folder / f"{algorithm}.sh", commands.script(about, words))
-    notes = [*left_out, *preferences.notes(), *_other_rewards(config)]
+    notes = [*left_out, *preferences.notes(), *_other_rewards(config), *_other_settings(config)]
     if to == "openrlhf" and _goes_on(tokenizer):
         notes.append("what the chat template puts behind the end of a reply: OpenRLHF scores a reply without it")
     atomic_write(folder / CARD, _readme(store, constitution, to, material, notes).encode())
@@ -218,6 +218,36 @@ def _other_rewards(config: RunConfig) -> Iterator[str]:
             yield f"rewards beside the reward model's ({', '.join(kinds)}): not handed over"
         if penalty := config.algorithm.missing_eos_penalty:
             yield f"the penalty of {penalty:g} for a reply that is cut off (missing_eos_penalty): not handed over"
+
+
+_TOLD: Final[Mapping[str, object]] = {
+    "epochs": 1,
+    "mini_batches": 1,
+    "gamma": 1.0,
+    "critic_warmup": 0,
+    "cliprange_high": None,
+    "reward_clip": None,
+    "kl_target": None,
+    "length_penalty": 0.0,
+    "entropy_coef": 0.0,
+    "ptx_coef": 0.0,
+    "lora": None,
+    **{name: ppo.Settings.model_fields[name].default for name in ("vf_coef", "cliprange_value", "whiten_rewards")},
+    **{name: ppo.Settings.model_fields[name].default for name in ("whiten_advantages", "loss_aggregation")},
+}
+"""What PPO is elsewhere, whatever the run says: by the name of the setting that is not handed over."""
+_TOLD_GRPO: Final[Mapping[str, object]] = {"scale_rewards": "group", "lora": None}
+
+
+def _other_settings(config: RunConfig) -> Iterator[str]:
+    """Settings of the run's PPO or GRPO that the commands do not take."""
+    chosen = config.algorithm
+    if isinstance(chosen, ppo.Settings | grpo.GrpoSettings):
+        told = _TOLD if isinstance(chosen, ppo.Settings) else _TOLD_GRPO
+        for name, value in told.items():
+            if (own := getattr(chosen, name)) != value:
+                shown = "an adapter" if name == "lora" else own
+                yield f"algorithm.{name} ({shown}): not handed over, see the framework's own option"
 
 
 def _goes_on(tokenizer: Tokenizer) -> bool:

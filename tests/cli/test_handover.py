@@ -226,6 +226,16 @@ def test_what_is_taken_off_for_disagreement_is_said_to_stay_behind(tmp_path: Pat
     assert "1.5 deviations among the reward models that are taken off their mean (ensemble_k): not handed over" in said
 
 
+def test_settings_that_the_commands_do_not_take_are_said_to_stay_behind(tmp_path: Path) -> None:
+    more = ("algorithm=ppo", "algorithm.epochs=4", "algorithm.mini_batches=1", "algorithm.reward_clip=3")
+    folder = exported(until_reward(tmp_path, *more), "verl", tmp_path / "out")
+    _, said = (folder / CARD).read_text().split("What was not carried over:")
+    assert "algorithm.epochs (4): not handed over" in said
+    assert "algorithm.reward_clip (3.0): not handed over" in said
+    assert "mini_batches" not in said
+    assert "vf_coef" not in said  # as it is by default
+
+
 def test_a_file_of_preferences_is_still_a_file(first: RunStore, tmp_path: Path) -> None:
     file = exported(first, "verl", tmp_path / "pairs.parquet")
     assert file.is_file()
