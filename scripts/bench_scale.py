@@ -27,6 +27,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar
 
+from constitutional.base.files import atomic_write
 from constitutional.base.progress import Progress
 from constitutional.base.records import Message, Preference, Record
 from constitutional.base.shards import RowStream
@@ -96,14 +97,15 @@ def configured(folder: Path, *overrides: str) -> RunConfig:
     )
 
 
-def stages(config: RunConfig, measured: dict[str, float]) -> list[Stage]:
-    """The stages that are measured, and between them what makes a model of nothing."""
+def stages(config: RunConfig, measured: dict[str, float], kept: Path) -> list[Stage]:
+    """The stages that are measured, and between them what makes a model of nothing; `kept` has what is measured."""
     begun_s, cpu_begun_s = time.perf_counter(), time.process_time()
 
     def ended(name: str, started_s: float, cpu_started_s: float) -> None:
         measured[f"{name} seconds"] = time.perf_counter() - started_s
         measured[f"{name} cpu"] = time.process_time() - cpu_started_s
         measured[f"{name} bytes"] = float(peak_bytes())
+        atomic_write(kept, json.dumps(measured).encode())
 
     def timed(stage: Stage) -> Stage:
         def timed_run(settings: object, context: StageContext) -> None:
@@ -132,11 +134,15 @@ def stages(config: RunConfig, measured: dict[str, float]) -> list[Stage]:
 
 
 def go(folder: Path, *overrides: str) -> dict[str, float]:
-    """Run the stages that are not done yet: seconds, CPU seconds, and bytes at most until their ends."""
-    config, measured = configured(folder, *overrides), dict[str, float]()
+    """Run the stages that are not done yet: seconds, CPU seconds, and bytes at most until their ends.
+
+    Of those that were done before a kill it is what was measured then; one that was killed counts from its last start.
+    """
+    config, kept = configured(folder, *overrides), folder / f"measured{len(overrides)}.json"
+    measured: dict[str, float] = json.loads(kept.read_text()) if kept.exists() else {}
     engine = ScriptedEngine(rule, "bench", at_a_time=AT_A_TIME)
     started_s = time.perf_counter()
-    run(config, stages=stages(config, measured), opener=lambda _: engine, progress=Progress(StringIO()))
+    run(config, stages=stages(config, measured, kept), opener=lambda _: engine, progress=Progress(StringIO()))
     return {"seconds": time.perf_counter() - started_s, **measured}
 
 

@@ -23,6 +23,10 @@ def test_a_run_of_the_benchmark_goes_through_its_stages_in_shards(
     monkeypatch.setattr(bench_scale, "AT_A_TIME", 3)
     measured = bench_scale.go(bench_scale.begun(tmp_path / "12", 12))
     assert {f"{name} {unit}" for name in bench_scale.MEASURED for unit in ("seconds", "cpu", "bytes")} < set(measured)
+    again = bench_scale.go(tmp_path / "12")  # all of which is done
+    assert {name: value for name, value in again.items() if name != "seconds" and not name.startswith("check")} == {
+        name: value for name, value in measured.items() if name != "seconds" and not name.startswith("check")
+    }
     store = load_run(tmp_path / "12" / "runs" / "scale")
     pairs, judgements = store.read("comparisons", Comparison), store.read("judgements", Judgement)
     assert store.artifact("comparisons").is_dir()
