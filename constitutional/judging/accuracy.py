@@ -58,8 +58,9 @@ class PrincipleAccuracy(Record):
     judge: str = Field(default=LABELER, exclude_if=lambda name: name == LABELER)
     """The labeler's name in the run."""
     sharpness: float = Field(default=1.0, exclude_if=lambda sharpness: sharpness == 1.0)
-    """With `label.method=contrast`: what its log-odds are multiplied by, over all principles, so that it is as sure as
-    it is often right; 0 if it is right no more often than by chance."""
+    """With `label.method=contrast`: what its log-odds by this principle are multiplied by, so that it is as sure as it
+    is often right on the examples, those of other principles counting for a few; 0 if it is right no more often than by
+    chance."""
 
     @property
     def accuracy(self) -> float | None:
@@ -89,16 +90,18 @@ def measure_labeler(
     for judgement in side_by_side(map(labeler.judge, tasks)):
         judged[judgement.principle].append(judgement)
     rows = [_accuracy(principle.id, judged[principle.id], settings) for principle in constitution.principles]
-    sharpness = 1.0
+    sharpness = dict[str, float]()
     if contrasts:
         by_model = [principle.id for principle in constitution.principles if principle.rule is None]
-        sharpness = calibrated([row.p_a for name in by_model for row in judged[name] if row.p_a is not None])
-    return [row.model_copy(update={"judge": judge, "sharpness": sharpness}) for row in rows]
+        own = {name: [row.p_a for row in judged[name] if row.p_a is not None] for name in by_model}
+        for name in by_model:
+            sharpness[name] = calibrated(own[name], [p for other in by_model if other != name for p in own[other]])
+    return [row.model_copy(update={"judge": judge, "sharpness": sharpness.get(row.principle, 1.0)}) for row in rows]
 
 
-def sharpness_of(accuracies: Iterable[PrincipleAccuracy], judge: str = LABELER) -> float:
-    """What a judge's log-odds are multiplied by, with `label.method=contrast`."""
-    return next((row.sharpness for row in accuracies if row.judge == judge), 1.0)
+def sharpness_of(accuracies: Iterable[PrincipleAccuracy], judge: str = LABELER) -> dict[str, float]:
+    """By principle, what a judge's log-odds are multiplied by, with `label.method=contrast`."""
+    return {row.principle: row.sharpness for row in accuracies if row.judge == judge}
 
 
 def _telling(principle: Principle) -> list[Example]:
@@ -213,10 +216,12 @@ def canaries(constitution: Constitution) -> list[JudgementTask]:
     """Comparisons whose answer is plain: a, by the task's principle.
 
     Each example of a principle stands twice: its better response against the worse one, and against an empty phrase.
+    What a rule judges says nothing of the labeler, and is left out.
     """
     return [
         JudgementTask(_example(example.prompt, example.better, worse), principle)
         for principle in constitution.principles
+        if principle.rule is None
         for index, example in enumerate(_telling(principle))
         for worse in (example.worse, NULL_ANSWERS[index % len(NULL_ANSWERS)])
     ]

@@ -13,7 +13,7 @@ gives no log-probabilities behind a reply's first words is asked for votes, or f
 import json
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple, Self, get_args
 
 from pydantic import Field, field_validator, model_validator
@@ -279,7 +279,8 @@ class Labeler:
         settings: how it is asked.
         seed: what all seeds of requests come from.
         judge: its name in the run, which its judgements bear.
-        sharpness: what the log-odds of `contrast` are multiplied by; `contrast.calibrated` finds it.
+        sharpness: by principle, what the log-odds of `contrast` are multiplied by, if not by 1; `contrast.calibrated`
+            finds it.
     """
 
     def __init__(
@@ -289,14 +290,14 @@ class Labeler:
         settings: LabelerSettings,
         seed: int,
         judge: str = LABELER,
-        sharpness: float = 1.0,
+        sharpness: Mapping[str, float] | None = None,
     ) -> None:
         self.engine = engine
         self.templates = templates
         self.settings = settings
         self.seed = seed
         self.judge_name = judge
-        self.sharpness = sharpness
+        self.sharpness = sharpness or {}
         self.method = method_for(settings.method, engine.abilities)
         self._structured = engine.abilities.structured
 
@@ -427,7 +428,7 @@ class Labeler:
         found = contrast.contrast(task.comparison, answers, self.engine.weights)
         if found is None:
             return Reading(order="a_first", rationale="", problem="the responses have no exact probabilities")
-        p_a = self._clamped(contrast.probability(found, self.sharpness))
+        p_a = self._clamped(contrast.probability(found, self.sharpness.get(task.principle.id, 1.0)))
         against = "what goes against it" if task.principle.opposite else "without it"
         likelier = f"likelier under the principle than {against}: a by {found.a:+.3f} nats a word, b by {found.b:+.3f}"
         return Reading(order="a_first", rationale=likelier, p_a=p_a)

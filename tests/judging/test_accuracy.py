@@ -145,6 +145,7 @@ def test_canaries_are_the_examples_and_answers_that_say_nothing() -> None:
         ("A long answer to 1.", "Thought process:"),
     ]
     assert canaries(constitution(CALM)) == []
+    assert canaries(constitution(LONGER.model_copy(update={"measure": "more words"}))) == []  # no model judges
 
 
 def check(rule: Rule, settings: LabelSettings, *principles: Principle) -> tuple[int, int]:

@@ -32,10 +32,10 @@ def likely(request: Request) -> Completion:
 
 def test_the_lead_is_in_nats_a_word_over_what_is_likely_without_the_principle() -> None:
     (row,) = judged(likely, CONTRAST)
-    # short: (−1 + 1.2) / 1 = 0.2; long: (−3 + 9) / 6 = 1; so a is behind by 0.8, and 0.1 is one unit of log-odds.
-    assert row.p_a == pytest.approx(sigmoid(-8.0))
+    # short: (−1 + 1.2) / (1 + 5) = 1/30; long: (−3 + 9) / (6 + 5) = 6/11; and 0.1 is one unit of log-odds.
+    assert row.p_a == pytest.approx(sigmoid(10 * (1 / 30 - 6 / 11)))
     (reading,) = row.readings
-    assert reading.rationale.endswith("without it: a by +0.200 nats a word, b by +1.000")
+    assert reading.rationale.endswith("without it: a by +0.033 nats a word, b by +0.545")
     assert not row.conflict
     assert row.labeler.endswith(" contrast")
 
@@ -85,6 +85,14 @@ def test_calibration_makes_probabilities_as_sure_as_they_are_often_right() -> No
     assert calibrated([]) == calibrated([0.5]) == 1.0
 
 
+def test_examples_of_other_principles_count_for_a_few() -> None:
+    sure = sigmoid(2.0)
+    # Two of two are right, and eight of sixteen others, which weigh a quarter: with the made-up ones 5 of 8.
+    assert calibrated([sure, sure], [*[sure] * 8, *[1 - sure] * 8]) == pytest.approx(math.log(5 / 3) / 2)
+    # Without examples of its own, 3 of 4 others and the made-up ones: 4 of 6.
+    assert calibrated([], [sure, sure, sure, 1 - sure]) == pytest.approx(math.log(2) / 2)
+
+
 def test_what_a_labeler_is_sure_of_comes_from_the_examples_that_it_judges_itself() -> None:
     examples = tuple(Example(prompt=f"{n}?", better=LONG, worse=SHORT) for n in range(3))
     kind = KIND.model_copy(update={"examples": examples})
@@ -97,16 +105,17 @@ def test_what_a_labeler_is_sure_of_comes_from_the_examples_that_it_judges_itself
 
     rows = measure_labeler(constitution(kind, ruled), ScriptedEngine(rule), TEMPLATES, CONTRAST)
     assert [(row.n, row.right) for row in rows] == [(3, 3), (3, 3)]
-    # Each leads by 1.2 / 6 = 0.2 nats a word, log-odds of 2; of five, with the two made-up ones, four are right.
-    assert sharpness_of(rows) == pytest.approx(math.log(4) / 2)
-    assert rows[0].mean_p_correct == pytest.approx(sigmoid(2.0))
+    # Each leads by 1.2 / (6 + 5) nats a word; of five, with the two made-up ones, four are right.
+    odds = 10 * 1.2 / 11
+    assert sharpness_of(rows) == {"kind": pytest.approx(math.log(4) / odds), "ruled": 1.0}
+    assert rows[0].mean_p_correct == pytest.approx(sigmoid(odds))
 
 
 def test_the_sharpness_multiplies_the_log_odds() -> None:
     engine = ScriptedEngine(likely)
-    labeler = Labeler(engine, TEMPLATES, LabelerSettings(method="contrast"), 0, sharpness=0.25)
+    labeler = Labeler(engine, TEMPLATES, LabelerSettings(method="contrast"), 0, sharpness={CALM.id: 0.25})
     (row,) = side_by_side([labeler.judge(JudgementTask(comparison(), CALM))])
-    assert row.p_a == pytest.approx(sigmoid(-2.0))
+    assert row.p_a == pytest.approx(sigmoid(0.25 * 10 * (1 / 30 - 6 / 11)))
 
 
 def test_a_rule_judges_without_a_model_and_scores_replies() -> None:

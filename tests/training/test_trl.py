@@ -82,9 +82,7 @@ def test_a_checkpoint_in_other_shards_is_refused_and_stays(tmp_path: Path) -> No
     checkpoint.mkdir()
     _complete(checkpoint, "FSDP")
     _check_kind(checkpoint, "FSDP")
-    with pytest.raises(
-        RunError, match=r"weights in shards of FSDP, and this one keeps them whole; go on with"
-    ):
+    with pytest.raises(RunError, match=r"weights in shards of FSDP, and this one keeps them whole; go on with"):
         _check_kind(checkpoint, "")
     assert checkpoint.exists()
     _complete(checkpoint, "")

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from constitutional.base.progress import counted, percent
-from constitutional.judging.accuracy import NEAR_CHANCE
+from constitutional.judging.accuracy import NEAR_CHANCE, TOO_FEW
 from constitutional.stages import summaries
 from constitutional.stages.report.charts import number
 from constitutional.stages.report.data import FEW, MODELS, LabelerQuality, Panel, PrincipleQuality, RunReport
@@ -169,7 +169,7 @@ def _labeler_actions(run: RunReport) -> Iterator[str]:
 
 
 def _near_chance(row: PrincipleQuality) -> bool:
-    return row.accuracy is not None and row.accuracy.n >= FEW and row.accuracy.value < NEAR_CHANCE
+    return row.accuracy is not None and row.accuracy.n > TOO_FEW and row.accuracy.value < NEAR_CHANCE
 
 
 def _counts(share: Share | None) -> str:

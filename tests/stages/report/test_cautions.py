@@ -170,8 +170,10 @@ def test_examples_are_asked_for_where_fewer_than_ten_could_be_read() -> None:
     assert "brief" not in action
 
 
-@pytest.mark.parametrize(("right", "n", "near"), [(5, 10, True), (6, 10, False), (0, 9, False), (2, 4, False)])
-def test_a_labeler_near_chance_is_named_from_ten_examples_on(right: int, n: int, near: bool) -> None:
+@pytest.mark.parametrize(
+    ("right", "n", "near"), [(5, 10, True), (6, 10, False), (2, 4, True), (3, 4, False), (0, 3, False)]
+)
+def test_a_labeler_near_chance_is_named_from_four_examples_on(right: int, n: int, near: bool) -> None:
     listed = [action for action in todo(labelled(judged("p", Share.of(right, n)))) if "near chance" in action]
     assert len(listed) == near
     assert all(f"{right} of {n}" in action for action in listed)
