@@ -25,7 +25,7 @@ from constitutional.engines.base import Completion, Request
 
 UNKNOWN: Final = 5
 """Words that are added to the length of either response."""
-OTHERS: Final = 4
+OTHERS: Final = 2
 """As many examples as this, at most, the examples of other principles count."""
 SCALE: Final = 0.1
 """Nats a word by which a response must be ahead for a probability of 0.73, before calibration."""

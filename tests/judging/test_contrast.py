@@ -87,10 +87,12 @@ def test_calibration_makes_probabilities_as_sure_as_they_are_often_right() -> No
 
 def test_examples_of_other_principles_count_for_a_few() -> None:
     sure = sigmoid(2.0)
-    # Two of two are right, and eight of sixteen others, which weigh a quarter: with the made-up ones 5 of 8.
-    assert calibrated([sure, sure], [*[sure] * 8, *[1 - sure] * 8]) == pytest.approx(math.log(5 / 3) / 2)
-    # Without examples of its own, 3 of 4 others and the made-up ones: 4 of 6.
-    assert calibrated([], [sure, sure, sure, 1 - sure]) == pytest.approx(math.log(2) / 2)
+    # Two of two are right, and eight of sixteen others, which weigh an eighth: with the made-up ones 4 of 6.
+    assert calibrated([sure, sure], [*[sure] * 8, *[1 - sure] * 8]) == pytest.approx(math.log(4 / 2) / 2)
+    # Without examples of its own, 3 of 4 others, which weigh a half, and the made-up ones: 2.5 of 4.
+    assert calibrated([], [sure, sure, sure, 1 - sure]) == pytest.approx(math.log(2.5 / 1.5) / 2)
+    # One other counts as one.
+    assert calibrated([], [sure]) == pytest.approx(math.log(2 / 1) / 2)
 
 
 def test_what_a_labeler_is_sure_of_comes_from_the_examples_that_it_judges_itself() -> None:
