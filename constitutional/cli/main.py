@@ -227,6 +227,8 @@ def _lint(arguments: argparse.Namespace) -> int:
     from constitutional.base.progress import counted
     from constitutional.judging.lint import lint
 
+    if arguments.sandbox:
+        _say_if_alone()
     understood, findings = lint(arguments.file, sandbox=arguments.sandbox)
     for line in (*understood, *findings):
         print(printable(str(line)))
@@ -422,6 +424,8 @@ def _understand(arguments: argparse.Namespace) -> None:
     for text in texts:
         if not text.strip():
             raise UsageError('a TEXT is empty; write a principle, such as "Don\'t butter people up."')
+        if any("\ud800" <= character <= "\udfff" for character in text):  # of bytes that are no text
+            raise UsageError(f"'{printable(text)}' is not UTF-8; write it to a file in UTF-8, and type --file FILE")
         if os.path.isfile(text):  # noqa: PTH113 - unlike Path, it takes text of any length
             raise UsageError(f"'{text}' is a file; to read the principles in it, type --file {shlex.quote(text)}")
     if arguments.file is not None:
@@ -431,6 +435,7 @@ def _understand(arguments: argparse.Namespace) -> None:
 
     from constitutional.sandbox.understand import TOO_LONG, Understanding, doubts, understand_texts
 
+    _say_if_alone()
     with Progress().task("what the principles are understood as", len(texts), "texts") as task:
         understood = understand_texts(texts, ended=task.update)
     rows, paragraphs = [], []
@@ -438,8 +443,18 @@ def _understand(arguments: argparse.Namespace) -> None:
         warnings = doubts(understanding) if understanding else [TOO_LONG]
         fields = understanding._asdict() if understanding else dict.fromkeys(Understanding._fields)
         rows.append({**fields, "text": text, "warnings": warnings})
-        paragraphs.append("\n  ".join([text, _meaning(understanding), *(f"warning: {words}" for words in warnings)]))
+        paragraphs.append(
+            "\n  ".join([printable(text), _meaning(understanding), *(f"warning: {words}" for words in warnings)])
+        )
     print(json.dumps(rows, indent=2, ensure_ascii=False) if arguments.json else "\n\n".join(paragraphs))
+
+
+def _say_if_alone() -> None:
+    """Say where the sandbox's model reads principles alone."""
+    from constitutional.sandbox.reader import MISSING, encoder_file
+
+    if encoder_file() is None:
+        print(f"warning: {MISSING}", file=sys.stderr)
 
 
 def _meaning(understanding: "Understanding | None") -> str:

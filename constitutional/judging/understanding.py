@@ -7,7 +7,7 @@ sentence. Both give the same record, so a run, its report and `lint` say it in t
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from itertools import chain, groupby
+from itertools import groupby
 from typing import Literal, NamedTuple, get_args
 
 from constitutional.base.errors import RunError
@@ -22,9 +22,6 @@ from constitutional.sandbox import understand
 from constitutional.sandbox.teacher import FAMILIES, ONLY_AVOIDED, Direction
 from constitutional.sandbox.understand import TOO_LONG, Understanding, doubts
 from constitutional.sandbox.world import TRAITS
-
-DOUBTFUL = 0.5
-"""A meaning that is less likely than this is doubtful: some other meaning may be the likelier one."""
 
 MOST_TOKENS = 64
 """Tokens of a sentence in which a critic restates a principle."""
@@ -62,7 +59,7 @@ class PrincipleMeaning(Record):
     @property
     def doubtful(self) -> bool:
         """Whether the principle may be misunderstood."""
-        return bool(self.warnings) or (self.probability is not None and self.probability < DOUBTFUL)
+        return bool(self.warnings)
 
     @property
     def messages(self) -> list[str]:
@@ -162,7 +159,8 @@ def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
         direction, _, trait = family.partition(" ")
         known = (trait.replace(" ", "_"), direction)
         if family and known in FAMILIES:
-            nearest = understand.nearest_wordings(meaning.words, *known)
+            # Without the encoder most wordings are read with doubt.
+            nearest = understand.nearest_wordings(meaning.words, *known) or [understand.in_known_words(*known)]
             yield f"to {family}, others write: " + "; ".join(f'"{shown(wording)}"' for wording in nearest)
 
 
@@ -274,18 +272,17 @@ def in_known_words(
         for principle in (*constitution.principles, *constitution.left_out)
         if not principle.as_written and (ids is None or principle.id in ids)
     ]
-    words = [
-        (principle.written(use), principle.with_reason(principle.written(use)))
-        for principle in principles
-        for use in uses
-    ]
-    texts = list(dict.fromkeys(chain.from_iterable(words)))
+    texts = list(dict.fromkeys(principle.written(use) for principle in principles for use in uses))
     understood = dict(zip(texts, understand.understand_texts(texts), strict=True))
+    reasoned = list(
+        dict.fromkeys(principle.with_reason(principle.written(use)) for principle in principles for use in uses)
+    )
+    with_reasons = dict(zip(reasoned, understand.understand_texts(reasoned, alone=True), strict=True))
     given: dict[str, dict[Use, str]] = {}
     for principle in principles:
         for use in uses:
             written = principle.written(use)
-            alone, with_reason = understood[written], understood[principle.with_reason(written)]
+            alone, with_reason = understood[written], with_reasons[principle.with_reason(written)]
             if alone and alone.given:
                 given.setdefault(principle.id, {})[use] = alone.given
             elif alone and (with_reason is None or with_reason.model_reads != alone.model_reads):

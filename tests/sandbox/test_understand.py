@@ -1,4 +1,5 @@
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from constitutional.sandbox.understand import (
     understand_texts,
 )
 
-PLAIN = Calibration(1.0, 0.0, 1.0, 0.6, 0.9, 0.8, two_from=0.02, split_from=0.7)
+PLAIN = Calibration(1.0, 0.0, 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
 
 
 @pytest.fixture
@@ -281,17 +282,12 @@ def test_a_reading_of_little_probability_is_doubtful(monkeypatch: pytest.MonkeyP
     assert doubts(sure) == []  # capitals and unknown words are nothing to the encoder
 
 
-def test_a_contested_direction_wants_more_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The model itself reads `avoid flattery`. From 90% on the opposite is sure: 180 of 200
-    assert doubts(read_as_scored(monkeypatch, "Be sweet.", scored(seek_flattery=181.0))) == []
-    contested = read_as_scored(monkeypatch, "Be sweet.", scored(seek_flattery=179.0, avoid_flattery=2.0))
-    assert doubts(contested) == ["the model is unsure; it may also mean: avoid flattery (1%)"]
-    # Two negations, of which the model reads nothing but what the encoder reads
-    double = read_as_scored(monkeypatch, "Don't ever forget not to be sweet.", scored(avoid_flattery=179.0))
+def test_a_doubtful_text_of_two_negations_is_better_said_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = read_as_scored(monkeypatch, "Don't ever forget not to be sweet.", scored(avoid_flattery=28.0))
     assert doubts(double) == [
-        "the model is unsure; it may also mean: seek verbosity (0%); say it without a double negation"
+        "the model is unsure; it may also mean: seek verbosity (2%); say it without a double negation"
     ]
-    assert doubts(read_as_scored(monkeypatch, "Don't be sweet.", scored(avoid_flattery=179.0))) == []
+    assert doubts(read_as_scored(monkeypatch, "Don't ever forget not to be sweet.", scored(avoid_flattery=40.0))) == []
 
 
 def test_negations_are_counted_as_they_are_typed() -> None:
@@ -325,6 +321,45 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(reader, "read", lambda texts, *_: [whole] * len(texts))
     assert splits([text]) == [None]  # the same trait in both parts
     assert "write a principle for each" in doubts(understand_one(text))[0]
+
+
+def test_parts_that_say_something_else_than_the_whole_are_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Never flatter people and lecture them."
+    parts = {"Never flatter people": scored(avoid_flattery=90.0), "lecture them.": scored(seek_moralizing=90.0)}
+    turned = scored(two=0.9, avoid_flattery=50.0, avoid_moralizing=40.0, seek_moralizing=30.0)
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [parts.get(text, turned) for text in texts])
+    assert doubts(understand_one(text)) == [
+        "it asks for two things, and the model reads one of them; write a principle for each"
+    ]
+    same = scored(two=0.9, avoid_flattery=50.0, avoid_moralizing=30.0, seek_moralizing=40.0)
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [parts.get(text, same) for text in texts])
+    assert understand_one(text).halves == ("Never flatter people", "Lecture them.")
+    unsure = {"Never flatter people": scored(avoid_flattery=30.0), "lecture them.": scored(seek_moralizing=30.0)}
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [unsure.get(text, same) for text in texts])
+    assert understand_one(text).halves is None  # (31 / 50)² = 0.38
+
+
+def test_texts_are_cut_between_lines_and_in_capitals_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(reader, "read", lambda texts, *_: asked.extend(texts))
+    splits(["BE BRIEF, BUT NEVER RUDE.", "Be brief\n- no praise", "Be brief.\n* no praise"])
+    assert asked == [*("BE BRIEF", "Be brief", "Be brief."), *("NEVER RUDE.", "no praise", "no praise")]
+
+
+def test_what_stands_beyond_the_encoder_s_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def read(texts: Sequence[str], *_: object) -> list[Scores]:
+        asked.extend(texts)
+        return [scored(avoid_flattery=400.0)] * len(texts)
+
+    monkeypatch.setattr(reader, "read", read)
+    long = "They are nice. " * 31 + "Not sweet. Be nice."
+    assert (len(long), "Not sweet." in long[:480]) == (484, True)
+    warning = "only its first 480 characters are read; shorten it"
+    assert warning in doubts(understand_one(long))
+    assert max(map(len, asked[1:])) < 480
+    assert warning not in doubts(understand_one(long[4:]))
 
 
 def test_sure_halves_tell_two_wishes_where_the_whole_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,20 +10,20 @@ from constitutional.sandbox import principles, reader
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS
 from scripts import build_reader
 from scripts.build_reader import Case, Example, Read
+from tests.sandbox.test_principles import held_out, near_pairs
 
 
 def test_an_epoch_holds_all_opposed_wordings_some_plain_ones_and_texts_of_two_principles() -> None:
     made = build_reader.examples(random.Random(1))
     texts = {example.text for example in made if len(example.families) == 1}
     opposed = {text for family in MEANINGS for text in principles.opposed_wordings(*family)}
-    assert len(texts & opposed) > 0.8 * len(opposed)  # the others have slips
+    assert 0.65 < len(texts & opposed) / len(opposed) < 0.8  # the others are typed with slips, or in haste
     plain = {text for family in MEANINGS for text in principles.plain_wordings(*family)}
-    assert 0.8 * build_reader.PLAIN < len(texts & plain) / len(plain) < build_reader.PLAIN
+    assert 0.65 * build_reader.PLAIN < len(texts & plain) / len(plain) < 0.8 * build_reader.PLAIN
     two = [example for example in made if len(example.families) == 2]
     assert len(two) / build_reader.JOINED == pytest.approx(0.6, abs=0.05)
     assert all(first[0] != second[0] for first, second in (example.families for example in two))
-    held = {entry["text"] for entry in (*principles.free_principles(), *principles.idiomatic_principles())}
-    assert not held & {example.text for example in made}
+    assert near_pairs([example.text for example in made], held_out()) == []
     again = build_reader.examples(random.Random(1))
     assert [example.text for example in again] == [example.text for example in made]
 
@@ -31,11 +31,22 @@ def test_an_epoch_holds_all_opposed_wordings_some_plain_ones_and_texts_of_two_pr
 def test_slips_change_a_few_letters_within_words() -> None:
     rng = random.Random(2)
     text = "Never praise the person."
-    slipped = {build_reader.with_slips(rng, text) for _ in range(200)}
+    slipped = {build_reader.with_slips(rng, text, 3) for _ in range(200)}
     assert len(slipped) > 50
     assert all(abs(len(made) - len(text)) <= 3 for made in slipped)
     assert all(made.startswith("N") and made.endswith(".") for made in slipped)
-    assert build_reader.with_slips(rng, "I a b.") == "I a b."
+    assert build_reader.with_slips(rng, "I a b.", 3) == "I a b."
+
+
+def test_three_in_ten_texts_are_typed_with_slips_and_half_of_these_in_haste() -> None:
+    rng = random.Random(5)
+    text = "Don't praise Bob or his question."
+    typed = [build_reader.typed(rng, text) for _ in range(1000)]
+    assert typed.count(text) == pytest.approx(700, abs=50)
+    hasty = [made for made in typed if made.islower()]
+    assert len(hasty) == pytest.approx(150, abs=40)
+    assert "dont praise bob or his question." in hasty  # without a slip
+    assert all("'" not in made for made in hasty)
 
 
 def test_two_wishes_share_the_target() -> None:
@@ -96,7 +107,7 @@ def test_calibration_is_the_sharpness_under_which_the_truth_is_most_probable(mon
     monkeypatch.setattr(build_reader, "cases", lambda *_: found)
     rule = build_reader.calibrate()
     assert rule.sharpness + rule.own_share == pytest.approx(math.log(3), abs=0.05)
-    assert rule.sure_from == 0.5  # a text of the one kind is as probable as any other: a warning for one is for all
+    assert rule.sure_from == pytest.approx(0.75, abs=0.01)  # a warning for one of them would be for all
     assert rule.sharpness_alone == pytest.approx(math.log(3), abs=0.03)
     assert rule.sure_from_alone == pytest.approx(0.75, abs=0.01)
 
@@ -108,17 +119,12 @@ def test_the_model_s_own_reading_counts_where_it_tells_right_from_wrong(monkeypa
     assert MEANINGS[0] in FAMILIES
 
 
-def read(right: bool, *probabilities: float, contested: bool = False, two: bool = False) -> list[Read]:
-    return [Read(right, probability, contested, two) for probability in probabilities]
+def read(right: bool, *probabilities: float, two: bool = False) -> list[Read]:
+    return [Read(right, probability, two) for probability in probabilities]
 
 
-def test_most_misreadings_are_flagged_that_the_allowed_share_of_right_ones_lets(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_no_more_right_readings_are_flagged_than_the_allowed_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build_reader, "RIGHT_FLAGGED", 0.2)  # 2 of 10
-    plain = [*read(True, 0.6, 0.92, 0.93, 0.94, 0.95), *read(False, 0.55, 0.7)]
-    contested = [*read(True, 0.91, 0.99, 0.99, 0.99, 0.99, contested=True), *read(False, 0.9, 0.95, contested=True)]
-    # The right ones at 0.6 and 0.91 may be flagged, and then all four misreadings are
-    assert build_reader.sure_from([*plain, *contested]) == (0.705, 0.955)
-    # A right one that is taken for two wishes is flagged already, so one more may be: 0.6 for 0.7, or 0.91 for 0.95
-    assert build_reader.sure_from([*plain, *contested, *read(True, 0.99, two=True)]) == (0.555, 0.955)
+    made = [*read(True, 0.6, 0.91, 0.9239, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99), *read(False, 0.55, 0.93)]
+    assert build_reader.sure_from([*made, *read(True, 0.99)]) == 0.923  # 0.6 and 0.91 are below
+    assert build_reader.sure_from([*made, *read(True, 0.99, two=True)]) == 0.91  # one is flagged already
