@@ -274,15 +274,15 @@ def in_known_words(
     ]
     texts = list(dict.fromkeys(principle.written(use) for principle in principles for use in uses))
     understood = dict(zip(texts, understand.understand_texts(texts), strict=True))
-    reasoned = list(
-        dict.fromkeys(principle.with_reason(principle.written(use)) for principle in principles for use in uses)
-    )
-    with_reasons = dict(zip(reasoned, understand.understand_texts(reasoned, alone=True), strict=True))
+    reasoned = [principle.with_reason(principle.written(use)) for principle in principles for use in uses]
+    if more := [text for text in dict.fromkeys(reasoned) if text not in understood]:
+        # What the model itself reads is looked at, for which it needs no encoder.
+        understood |= zip(more, understand.understand_texts(more, alone=True), strict=True)
     given: dict[str, dict[Use, str]] = {}
     for principle in principles:
         for use in uses:
             written = principle.written(use)
-            alone, with_reason = understood[written], with_reasons[principle.with_reason(written)]
+            alone, with_reason = understood[written], understood[principle.with_reason(written)]
             if alone and alone.given:
                 given.setdefault(principle.id, {})[use] = alone.given
             elif alone and (with_reason is None or with_reason.model_reads != alone.model_reads):

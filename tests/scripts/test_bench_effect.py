@@ -198,7 +198,7 @@ def test_idiomatic_constitutions_hold_three_held_out_wordings_about_three_traits
             seen.append(principle.text)
     assert len(set(seen)) == 30
     with pytest.raises(UsageError, match="there are wordings for"):
-        bench_effect.idiomatic(100, tmp_path / "many")
+        bench_effect.idiomatic(300, tmp_path / "many")
 
 
 def test_under_a_control_no_trait_may_move_by_more_than_its_interval() -> None:

@@ -424,7 +424,9 @@ def test_what_was_understood_comes_first_and_is_marked_where_it_is_doubtful() ->
             words="", principle="brief", meaning="seek verbosity", probability=0.9, warnings=("Its tags differ.",)
         ),
         PrincipleMeaning(words="", principle="kind", meaning="seek kindness", probability=None),
-        PrincipleMeaning(words="", principle="plain", meaning="avoid hedging", probability=0.49),
+        PrincipleMeaning(
+            words="", principle="plain", meaning="avoid hedging", probability=0.49, warnings=("It is unsure.",)
+        ),
     )
     html = page_of(full_run().model_copy(update={"understood": understood}))
     assert section(html, "verdict").startswith("Verdict calm: understood as: avoid anger (94%) ! brief:")
