@@ -292,7 +292,7 @@ def _seed(settings: Settings, seed: int, prompt: Prompt, *parts: object) -> int:
     return seed_of(seed, "critique_revise", prompt.id, *parts)
 
 
-class Tally:
+class RevisionTally:
     """What is counted of a run's revisions while they are written."""
 
     def __init__(self) -> None:
@@ -319,7 +319,7 @@ class Tally:
 
 def run(settings: Settings, context: StageContext) -> None:
     """Prompts for training become revisions, which are written as they come."""
-    prompts, tally = context.stream("prompts", Prompt), Tally()
+    prompts, tally = context.stream("prompts", Prompt), RevisionTally()
     engines = (context.engine("generator"), context.engine("critic"))
     constitution = context.constitution.used_for("revision") if settings.rounds else context.constitution
     reviser = Reviser(constitution, *engines, context.prompts, settings, context.seed)
