@@ -418,14 +418,18 @@ def _import(arguments: argparse.Namespace) -> int:
 
 
 def _understand(arguments: argparse.Namespace) -> None:
+    from constitutional.base.jsonl import BadTextError, check_characters
     from constitutional.constitution.principle_file import read_principles
 
     texts: list[str] = arguments.texts
     for text in texts:
         if not text.strip():
             raise UsageError('a TEXT is empty; write a principle, such as "Don\'t butter people up."')
-        if any("\ud800" <= character <= "\udfff" for character in text):  # of bytes that are no text
-            raise UsageError(f"'{printable(text)}' is not UTF-8; write it to a file in UTF-8, and type --file FILE")
+        try:
+            check_characters(text)  # bytes that are no text come as halves of characters
+        except BadTextError:
+            message = f"'{printable(text)}' is not UTF-8; write it to a file in UTF-8, and type --file FILE"
+            raise UsageError(message) from None
         if os.path.isfile(text):  # noqa: PTH113 - unlike Path, it takes text of any length
             raise UsageError(f"'{text}' is a file; to read the principles in it, type --file {shlex.quote(text)}")
     if arguments.file is not None:

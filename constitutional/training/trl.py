@@ -302,16 +302,16 @@ def fit(
     if task is None:
         with Progress().task(label, 0, "steps") as own:
             return fit(trainer, log=log, label=label, task=own, tracking=tracking, warn=warn)
-    checkpoint = _latest_checkpoint(Path(trainer.args.output_dir or ""))
+    checkpoint, in_shards = _latest_checkpoint(Path(trainer.args.output_dir or "")), kind_of_shards(trainer)
     if checkpoint:
-        _check_kind(checkpoint, kind_of_shards(trainer))
+        _check_kind(checkpoint, in_shards)
     trainer.remove_callback(PrinterCallback)
     alike = RewardedAlike(warn)
-    trainer.add_callback(_log_callback(log, label, task, tracking, alike, in_shards=kind_of_shards(trainer)))
+    trainer.add_callback(_log_callback(log, label, task, tracking, alike, in_shards=in_shards))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if not kind_of_shards(trainer):  # of shards nobody has a whole weight; what they come to is checked as it is saved
+    if not in_shards:  # of shards nobody has a whole weight; what they come to is checked as it is saved
         check_finite(_trained(trainer.model), label, trainer.state.global_step)
         check_moved(before, _trained(trainer.model), label, trainer.state.global_step)
     rows: Any = trainer.train_dataset
