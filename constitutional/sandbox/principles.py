@@ -8,12 +8,15 @@ complaints, stories, irony. The model is too small for those; the encoder (`read
 
 import json
 import random
+import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import chain
 from typing import Any
 
 from constitutional.sandbox import TEXT_FOLDER
-from constitutional.sandbox.teacher import FAMILIES, NOTHING, Direction
+from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, Direction
 from constitutional.sandbox.topics import load_text, words_of
 
 OPPOSITE: dict[Direction, Direction] = {"avoid": "seek", "seek": "avoid"}
@@ -211,7 +214,7 @@ def free_principles() -> list[dict[str, str]]:
 
 
 def idiomatic_principles() -> list[dict[str, str]]:
-    """The wordings of 29 writers who saw the traits' definitions alone: `{trait, direction, style, part, text}`.
+    """The wordings of 35 writers who saw the traits' definitions alone: `{trait, direction, style, part, text}`.
 
     No training text holds any of them. Settings that lean on held-out wordings are chosen on the part `choose`. On the
     part `measure` nothing is chosen: what is said of the reader is measured on it, and `scripts/bench_effect.py` makes
@@ -250,3 +253,13 @@ def known_words() -> frozenset[str]:
         for group in frames[polarity].values():
             texts += [frame.replace("{x}", " ") for frame in group]
     return frozenset(words_of([*texts, *frames["before"], *frames["after"]]))
+
+
+@cache
+def word_uses() -> Counter[str]:
+    """How often the whole wordings use a word, in lower case; contractions also stand without their apostrophe."""
+    texts = chain.from_iterable(whole_wordings(*meaning) for meaning in MEANINGS)
+    uses = Counter(re.findall("[a-z]+(?:'[a-z]+)?", "\n".join(texts).lower().replace("’", "'")))
+    for word in [word for word in uses if "'" in word]:
+        uses[word.replace("'", "")] += uses[word]
+    return uses

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from constitutional.base.errors import ModelError
 from constitutional.base.files import digest_of
+from constitutional.sandbox.principles import word_uses
+from constitutional.sandbox.spelling import mended
 from constitutional.sandbox.teacher import MEANINGS, NOTHING
 
 if TYPE_CHECKING:
@@ -118,9 +120,11 @@ _READ: "Final[dict[str, Tensor]]" = {}
 
 
 def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
-    """For each text the logits of all networks, (networks, meanings + 1)."""
+    """For each text, whose slips are mended, the logits of all networks, (networks, meanings + 1)."""
     import torch
 
+    tokens = _read_file(file)[0].get_vocab()
+    texts = [mended(text, word_uses(), lambda word: f"Ġ{word}" in tokens) for text in texts]
     # Texts of about one length together, so that little is padding.
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     made: dict[int, Tensor] = {}

@@ -16,13 +16,13 @@ def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says() 
     assert len(read) == len(rows) == 600
     truths = [(row["trait"], row["direction"]) for row in rows]
     right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
-    assert sum(right) == pytest.approx(562, abs=4)  # rounding may turn a reading or two on another machine
+    assert sum(right) == pytest.approx(569, abs=4)  # rounding may turn a reading or two on another machine
     error = calibration_error([reading.probability for reading in read], [float(each) for each in right])
-    assert error == pytest.approx(0.008, abs=0.02)
+    assert error == pytest.approx(0.023, abs=0.02)
     flagged = [bool(understand.doubts(reading)) for reading in read]
-    assert sum(compress(flagged, right)) == pytest.approx(79, abs=5)
-    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(27, abs=3)  # of 38 misreadings
-    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(14, abs=2)
+    assert sum(compress(flagged, right)) == pytest.approx(77, abs=5)
+    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(23, abs=3)  # of 31 misreadings
+    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(8, abs=2)
 
 
 def test_the_model_alone_reads_and_warns_as_the_card_says() -> None:
@@ -30,10 +30,10 @@ def test_the_model_alone_reads_and_warns_as_the_card_says() -> None:
     read = [reading for reading in understand.understand_texts([row["text"] for row in rows], alone=True) if reading]
     truths = [(row["trait"], row["direction"]) for row in rows]
     right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
-    assert sum(right) == pytest.approx(261, abs=4)
+    assert sum(right) == pytest.approx(228, abs=4)
     flagged = [bool(understand.doubts(reading)) for reading in read]
-    assert sum(compress(flagged, right)) == pytest.approx(208, abs=5)
-    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(312, abs=5)  # of 339 misreadings
+    assert sum(compress(flagged, right)) == pytest.approx(181, abs=5)
+    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(347, abs=5)  # of 372 misreadings
 
 
 def test_most_texts_of_two_wishes_are_told_from_single_ones() -> None:
@@ -57,6 +57,11 @@ def test_a_shouted_text_is_read_as_a_quiet_one() -> None:
     assert reader.calm("1, 2!") == "1, 2!"
     shouted, quiet = reader.read(["SPARE ME THE SERMON.", "spare me the sermon."]) or []
     assert shouted == quiet
+
+
+def test_slips_of_the_hand_are_mended_before_a_text_is_read() -> None:
+    slips, meant = reader.read(["jsut agre wehn im worng", "just agree when im wrong"]) or []
+    assert slips == meant
 
 
 def test_without_the_package_nothing_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
