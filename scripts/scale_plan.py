@@ -53,7 +53,7 @@ MEASURED: Final[Mapping[str, Rate]] = {
     "again": Rate(
         601e-6,
         "s of CPU time a label to go through the stage label again",
-        "`bench_scale.py`, as above: check 17, label 584, which kept the answers, and did not yet reuse them",
+        "`bench_scale.py`, as above: check 17, label 584, with answers that were kept and not reused",
     ),
     "ask": Rate(1 / 1084, "s to ask a server", "README, engines: 1,084 calls/s by one process"),
     "row": Rate(820, "bytes of rows a label, beside its texts", "a run with SmolLM2-135M, 139 labels"),
