@@ -44,10 +44,22 @@ MEASURED: Final[Mapping[str, Rate]] = {
     "keep": Rate(
         480e-6, "s to keep an answer", f"`--measure`, {AT_ONCE} at once: the slowest of five, 130 to 480, busy machine"
     ),
-    "reuse": Rate(21e-6, "s to reuse an answer", "README, the journal: a million requests in 21 s"),
+    "stages": Rate(
+        1103e-6,
+        "s of CPU time a label in the stages themselves",
+        "`bench_scale.py`, 10,000 and 100,000 prompts, the slowest: check 17, prompts 44, sample_pairs 221, label 584, "
+        "mix 237",
+    ),
+    "again": Rate(
+        601e-6,
+        "s of CPU time a label to go through the stage label again",
+        "`bench_scale.py`, as above: check 17, label 584, with answers that were kept and not reused",
+    ),
     "ask": Rate(1 / 1084, "s to ask a server", "README, engines: 1,084 calls/s by one process"),
     "row": Rate(820, "bytes of rows a label, beside its texts", "a run with SmolLM2-135M, 139 labels"),
-    "pair": Rate(3000, "bytes of the command's memory a pair", "README, your own data: 3 GB for a million pairs"),
+    "pair": Rate(
+        3000, "bytes of a training process's memory a pair", "README, your own data: 3 GB for a million pairs"
+    ),
 }
 BYTES_A_TOKEN: Final = 4
 """Of English text, about."""
@@ -76,7 +88,9 @@ class Chosen(NamedTuple):
     hours: float
     """In which it is to be done."""
     memory_gb: float
-    """That the command has."""
+    """That a machine has."""
+    processes: int
+    """Of a training, on one machine; every one holds all pairs."""
     gpu_hour: float
     price_input: float
     price_output: float
@@ -102,9 +116,10 @@ class Need(NamedTuple):
     rows_gb: float
     command_hours: dict[str, float]
     """What the one process that asks needs, by kind of work."""
-    replay_hours: float
-    """Until a command that was killed at the end has come so far again."""
+    again_hours: float
+    """Until a command that was killed at the end of the stage label has come so far again."""
     memory_gb: float
+    """For the pairs, on a machine that trains."""
     gpus: int
     """With which the GPUs' work is done in time."""
     money: float
@@ -130,16 +145,19 @@ def need(labels: int, chosen: Chosen, rates: Mapping[str, Rate] = MEASURED) -> N
     command_hours = {
         "asking": answers * rates["ask"].value / 3600,
         "the journal": answers * rates["keep"].value / 3600,
+        "stages": labels * rates["stages"].value / 3600,
     }
-    memory_gb = labels * rates["pair"].value / 1e9
+    memory_gb = labels * rates["pair"].value * chosen.processes / 1e9
     gpus = max(1, math.ceil(sum(gpu_hours.values()) / chosen.hours))
-    most = max(gpu_hours, key=gpu_hours.__getitem__)
-    times = {f"the GPUs, most for {most}": sum(gpu_hours.values()) / gpus, **command_hours}
+    times = {
+        f"the GPUs, most for {max(gpu_hours, key=gpu_hours.__getitem__)}": sum(gpu_hours.values()) / gpus,
+        f"the command, most for {max(command_hours, key=command_hours.__getitem__)}": sum(command_hours.values()),
+    }
     money = sum(gpu_hours.values()) * chosen.gpu_hour
     money += (read * chosen.price_input + written * chosen.price_output) / 1e6
     bottleneck = max(times, key=times.__getitem__)
     if memory_gb > chosen.memory_gb:
-        bottleneck = f"the command's memory, then {bottleneck}"
+        bottleneck = f"memory for pairs, then {bottleneck}"
     return Need(
         labels=labels,
         answers=answers,
@@ -148,7 +166,7 @@ def need(labels: int, chosen: Chosen, rates: Mapping[str, Rate] = MEASURED) -> N
         journal_gb=(answers * rates["journal"].value + labels * texts) / 1e9,
         rows_gb=labels * (rates["row"].value + texts) / 1e9,
         command_hours=command_hours,
-        replay_hours=answers * rates["reuse"].value / 3600,
+        again_hours=labels * rates["again"].value / 3600,
         memory_gb=memory_gb,
         gpus=gpus,
         money=money,
@@ -184,10 +202,11 @@ def shown(chosen: Chosen, rates: Mapping[str, Rate], measured_gpu: bool) -> str:
     rows.append(("answers of models", *(_large(row.answers) for row in needs)))
     rows += [(f"GPU hours: {kind}", *(_large(row.gpu_hours[kind]) for row in needs)) for kind in kinds]
     rows.append((f"GPUs, to be done in {chosen.hours:g} h", *(f"{row.gpus:,}" for row in needs)))
-    for kind in ("asking", "the journal"):
+    for kind in ("asking", "the journal", "stages"):
         rows.append((f"the command's hours: {kind}", *(_large(row.command_hours[kind]) for row in needs)))
-    rows.append(("hours to go on after a kill at the end", *(_large(row.replay_hours) for row in needs)))
-    rows.append(("the command's memory for pairs, GB", *(_large(row.memory_gb) for row in needs)))
+    rows.append(("hours to go on after a kill at the end of label", *(_large(row.again_hours) for row in needs)))
+    memory = f"a machine's memory for pairs, GB (training processes: {chosen.processes})"
+    rows.append((memory, *(_large(row.memory_gb) for row in needs)))
     rows.append(("journal, GB", *(_large(row.journal_gb) for row in needs)))
     rows.append(("rows, GB", *(_large(row.rows_gb) for row in needs)))
     if chosen.hosted:
@@ -236,7 +255,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"--{name}-per-s", type=float, help=f"tokens {what} in a second by one GPU, as you measured"
         )
     parser.add_argument("--hours", type=float, default=24, help="in which it is to be done (24)")
-    parser.add_argument("--memory-gb", type=float, default=64, help="that the machine of the command has (64)")
+    parser.add_argument("--memory-gb", type=float, default=64, help="that a machine has (64)")
+    parser.add_argument(
+        "--processes", type=int, default=1, help="that train on a machine, each with all pairs: launch=accelerate (1)"
+    )
     parser.add_argument("--gpu-hour", type=float, default=0, help="the price of a GPU for an hour")
     parser.add_argument(
         "--price-input", type=float, default=0, help="a hosted labeler's price of a million tokens read"

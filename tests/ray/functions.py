@@ -42,5 +42,7 @@ def answer(request: Request) -> Completion | str:
     wait = re.search(r"<wait ([\d.]+)>", text)
     time.sleep(float(wait[1] if wait else os.environ.get("TESTS_WAIT_S", "0")))
     if request.choices:
-        return Completion("", "choices", tuple(-1.0 - len(choice) - len(text) % 3 for choice in request.choices))
+        length = sum(len(message.content) for message in request.messages)
+        nats = [-1.0 - len(choice) - number * (length % 3) for number, choice in enumerate(request.choices)]
+        return Completion("", "choices", tuple(nats))
     return f"Reply {len(text)} to: {text[-200:]}"

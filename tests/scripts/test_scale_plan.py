@@ -7,10 +7,8 @@ from scripts import scale_plan
 from scripts.scale_plan import Chosen, Rate, need
 
 DOCS = Path(__file__).parents[2] / "docs/scale.md"
-RATES = {
-    name: Rate(value, "", "")
-    for name, value in {"journal": 100, "keep": 0.001, "reuse": 0.0009, "ask": 0.01, "row": 500, "pair": 3000}.items()
-}
+VALUES = {"journal": 100, "keep": 0.001, "ask": 0.01, "stages": 0.006, "again": 0.0036, "row": 500, "pair": 3000}
+RATES = {name: Rate(value, "", "") for name, value in VALUES.items()}
 SMALL = Chosen(
     weights=1e9,
     prompt=10,
@@ -22,6 +20,7 @@ SMALL = Chosen(
     train_per_s=500,
     hours=1,
     memory_gb=1,
+    processes=1,
     gpu_hour=2,
     price_input=0,
     price_output=0,
@@ -41,8 +40,8 @@ def test_a_plan_is_what_one_works_out_by_hand() -> None:
         }
     )
     assert plan.gpus == 1
-    assert plan.command_hours == pytest.approx({"asking": 40 / 3600, "the journal": 4 / 3600})
-    assert plan.replay_hours == pytest.approx(3.6 / 3600)
+    assert plan.command_hours == pytest.approx({"asking": 40 / 3600, "the journal": 4 / 3600, "stages": 6 / 3600})
+    assert plan.again_hours == pytest.approx(3.6 / 3600)
     assert plan.memory_gb == pytest.approx(0.003)
     assert plan.journal_gb == pytest.approx((4000 * 100 + 1000 * 160) / 1e9)
     assert plan.rows_gb == pytest.approx(1000 * (500 + 160) / 1e9)
@@ -64,11 +63,16 @@ def test_a_hosted_labeler_costs_by_tokens_and_takes_no_gpu() -> None:
 
 def test_the_bottleneck_is_what_takes_longest_with_as_many_gpus_as_the_time_wants() -> None:
     hurried = need(1000, SMALL._replace(hours=0.01), RATES)
-    assert (hurried.gpus, hurried.bottleneck) == (25, "asking")  # 36 s of each of 25 GPUs, and 40 s of asking
+    # 36 s of each of 25 GPUs, and 50 s of the command, 40 of them for asking.
+    assert (hurried.gpus, hurried.bottleneck) == (25, "the command, most for asking")
     slow = need(1000, SMALL._replace(hours=0.01), {**RATES, "keep": Rate(0.02, "", "")})
-    assert slow.bottleneck == "the journal"
+    assert slow.bottleneck == "the command, most for the journal"
     narrow = need(1000, SMALL._replace(memory_gb=0.002), RATES)
-    assert narrow.bottleneck == "the command's memory, then the GPUs, most for replies"
+    assert narrow.bottleneck == "memory for pairs, then the GPUs, most for replies"
+
+
+def test_every_process_of_a_training_holds_all_pairs() -> None:
+    assert need(1000, SMALL._replace(processes=8), RATES).memory_gb == pytest.approx(0.024)
 
 
 def test_the_page_shows_what_the_script_prints(capsys: pytest.CaptureFixture[str]) -> None:
