@@ -106,9 +106,10 @@ def test_what_reads_the_format_is_named_where_it_is_missing(tmp_path: Path, monk
 
 
 def test_a_nightly_finds_neither_runs_nor_a_journal_of_the_night_before(tmp_path: Path) -> None:
-    command = tmp_path / "constitutional"  # says its words, one a line
-    command.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > words\n")
-    command.chmod(0o755)
+    for name in ("python", "constitutional"):  # of which the last one called leaves its words, one a line
+        command = tmp_path / name
+        command.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > words\n")
+        command.chmod(0o755)
     makefile = Path(__file__).parents[2] / "Makefile"
 
     def night() -> RunConfig:
