@@ -396,7 +396,7 @@ def test_a_generator_from_the_hub_recommends_at_its_own_revision(
 
     def cached(name: str, _: str, revision: str | None = None) -> str | None:
         folder = cache.get((name, revision))
-        return folder and str(folder / "config.json")
+        return None if folder is None else str(folder / "config.json")
 
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
     words = ["model.path=a/trained", "model.revision=v1"]
