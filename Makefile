@@ -85,11 +85,16 @@ smollm2: install
 	$(BIN)/python scripts/make_smollm2.py
 
 test-smollm2: smollm2
-	$(BIN)/python -m pytest -m smollm2
+	$(BIN)/python -m pytest -m 'smollm2 and not slow'
 
-# The whole job on real prompts, for the night: within an hour on two cores.
+# What takes minutes, and the whole job on real prompts, for the night: within an hour on two cores. The runs and the
+# journal of the night before go first, as the command would take everything from them.
+NIGHTLY := build/nightly-smollm2
+
 nightly-smollm2: smollm2
-	$(BIN)/constitutional run experiment=smollm2 name=nightly
+	$(BIN)/python -m pytest -m 'smollm2 and slow'
+	rm -rf $(NIGHTLY)
+	$(BIN)/constitutional run experiment=smollm2 name=nightly folder=$(NIGHTLY)
 
 lint: install
 	$(BIN)/ruff check

@@ -31,6 +31,11 @@ _KEPT: Final = (
     "MALLOC_MMAP_THRESHOLD_=262144 before the command it has not, and takes a fifth more time."
 )
 
+_HOST: Final = (
+    "Beside the GPU, models take up to {} GiB of the computer's own memory ({}) while they are loaded or saved, with "
+    "pages of their files. Python, its libraries, rows and vLLM come on top."
+)
+
 
 def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type of its sub-parsers to itself
     """Add the command to those of `constitutional`."""
@@ -80,6 +85,7 @@ def as_json(plans: "Sequence[StagePlan]", machine: "Machine") -> str:
             "lower": list(planned.lower),
             "total": round(planned.peak.total),
             "peak": planned.peak.what,
+            "host": round(planned.host),
             "moments": [
                 {"what": moment.what, "total": round(moment.total), **_parts(moment.parts)}
                 for moment in planned.moments
@@ -119,5 +125,7 @@ def as_table(plans: "Sequence[StagePlan]", machine: "Machine") -> str:
     kept = f"{gib(machine.memory)} GiB, of which {gib(machine.framework)} are the libraries' own and 5% are left free"
     head = f"{machine.name}: {gib(machine.usable)} GiB for models ({kept})"
     notes = [(planned.stage, f"{planned.peak.what}: {planned.note}, {planned.model}") for planned in plans]
-    more = [] if machine.gpu else ["", _KEPT]
+    most = max(plans, key=lambda planned: planned.host, default=None)
+    more = ["", _HOST.format(gib(most.host), most.stage)] if most and most.host else []
+    more += [] if machine.gpu else ["", _KEPT]
     return "\n".join([head, "", table(rows, numbers_from=1), "", "the worst moment of each:", table(notes), *more])

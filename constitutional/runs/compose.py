@@ -584,11 +584,10 @@ def with_recommended(config: RunConfig) -> RunConfig:
     does. A model on the hub recommends nothing until it is here.
     """
     generator = role_settings(config.generator, config.model)
-    drafting = generator.path if isinstance(generator, ModelSettings | VllmSettings) else None
-    stages = {"critique_revise": drafting, "sample_pairs": config.model.path, "evaluate": config.model.path}
+    drafting = generator if isinstance(generator, ModelSettings | VllmSettings) else None
     changes = {}
-    for stage, path in stages.items():
-        usual = (recommended(path, config.model.revision) if path else None) or Recommended()
+    for stage, model in {"critique_revise": drafting, "sample_pairs": config.model, "evaluate": config.model}.items():
+        usual = (recommended(model.path, model.revision) if model and model.path else None) or Recommended()
         settings = getattr(config, stage)
         said = {
             name: value for name, value in usual._asdict().items() if value != 1 and getattr(settings, name) is None

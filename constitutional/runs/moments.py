@@ -89,6 +89,11 @@ def loading(model: Footprint) -> Moment:
     return Moment("loading", {"weights": 4.0 * model.weights, "other models": 2.0 * model.weights})
 
 
+def beside_gpu(model: Footprint, dtype: str) -> float:
+    """Bytes of the computer's own memory while weights are loaded for a GPU, from a file in 16 bits."""
+    return loading(model).total if dtype == "float32" else float(SIZES[dtype] * model.weights)
+
+
 def scoring(model: Footprint, length: int, *, autocast: bool = False) -> Moment:
     """A reward model, which is always in 32 bits, on replies of so many tokens with their prompts."""
     reading = model.reading(Pass(SCORED_TOGETHER, length, "float32", autocast))
@@ -184,6 +189,15 @@ def _saving(training: Training, held: Mapping[str, float]) -> Iterator[Moment]:
     if not training.gpu:
         again = held.get("other models", 0.0) + 4.0 * training.parameters
         yield Moment("saving", {**held, "other models": again})
+
+
+def saved_beside_gpu(training: Training) -> float:
+    """Bytes of the computer's own memory while a trained model is saved: its weights, and what is read again.
+
+    Embeddings that are the head are copied from the GPU twice. Loading takes less.
+    """
+    again = training.model.embeddings * (training.model.tied and not training.scores)
+    return float(SIZES[training.dtype] * (2 * training.parameters + again))
 
 
 # --- Trainings online ---

@@ -20,7 +20,7 @@ from constitutional.runs.machine import GIB, GPUS, Machine, named_gpu
 from constitutional.runs.moments import Moment, Training
 from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.settings import RunConfig
-from constitutional.stages import adopted, dpo, grpo, ppo
+from constitutional.stages import adopted, dpo, grpo, online, ppo
 from constitutional.training.footprint import SIZES, Footprint, Pass
 from constitutional.training.trl import LoraSettings
 
@@ -47,6 +47,9 @@ class StagePlan(NamedTuple):
     """Where it does not fit: settings with which it does; none where nothing is small enough."""
     least: float = 0.0
     """Where nothing is small enough: what it needs with the smallest settings, in bytes."""
+    host: float = 0.0
+    """Bytes of the computer's own memory that models take beside a GPU, while they are loaded or saved; vLLM's are not
+    reckoned. Pages of their files are in it, which the system takes back where it needs them."""
 
     @property
     def peak(self) -> Moment:
@@ -77,7 +80,8 @@ def plan(config: RunConfig, machine: Machine, told: Callable[[str], None] = lamb
         if stage.trains:
             held.clear()
             planned = _training(stage.name, config, machine)
-            plans.append(planned if planned.fits(machine) else _lowered(planned, config, machine))
+            planned = planned if planned.fits(machine) else _lowered(planned, config, machine)
+            plans.append(planned._replace(host=_host(stage.name, config, machine)))
         else:
             plans += _asking(stage.name, config, machine, held)
     return plans
@@ -117,6 +121,11 @@ class _Model(NamedTuple):
     def weights(self) -> float:
         """Bytes."""
         return float(self.footprint.weights * SIZES[self.dtype])
+
+    def host(self, machine: Machine) -> float:
+        """Bytes of the computer's own memory while it is loaded for a GPU."""
+        vllm = isinstance(self.settings, VllmSettings)
+        return moments.beside_gpu(self.footprint, self.dtype) if machine.gpu and not vllm else 0.0
 
     def resting(self, machine: Machine) -> float:
         """Bytes that it holds while another is asked."""
@@ -188,7 +197,8 @@ def _asking(
         others_fit = all(planned.fits(machine) for planned in plans)
         plans.append(compared._replace(lower=("evaluate.compared=0",) if others_fit else (), least=compared.peak.total))
     if plans:
-        yield max(plans, key=lambda planned: planned.peak.total)
+        worst = max(plans, key=lambda planned: planned.peak.total)
+        yield worst._replace(host=max(planned.host for planned in plans))
 
 
 def _shares(model: _Model, held: Iterable[_Model]) -> float:
@@ -221,7 +231,8 @@ def _answers(stage: str, model: _Model, others: float, machine: Machine) -> Stag
     moment = moment_of(batch)
     halved = f", halved from {wanted}" if batch < wanted else ""
     loaded = () if machine.gpu or model.dtype != "float32" else (moments.loading(found),)
-    planned = StagePlan(stage, settings.path, f"{model.role}, {batch} at once{halved}", (moment, *loaded), role)
+    note, host = f"{model.role}, {batch} at once{halved}", model.host(machine)
+    planned = StagePlan(stage, settings.path, note, (moment, *loaded), role, host=host)
     if planned.fits(machine):
         return planned
     in_half = machine.gpu and model.dtype == "float32" and moment.total - model.weights / 2 <= machine.usable
@@ -311,6 +322,16 @@ def _online(
         length, drawn = algorithm.max_length, algorithm.rows_per_step
     note = f"{drawn} replies at once, {algorithm.batch_size} rows of {length} tokens"
     return StagePlan(algorithm.kind, config.model.path, note, tuple(found))
+
+
+def _host(stage: str, config: RunConfig, machine: Machine) -> float:
+    """Bytes of the computer's own memory beside a GPU, as the model is saved or a labeler is loaded that rewards."""
+    if not machine.gpu:
+        return 0.0
+    settings: Any = getattr(config, stage if stage in ("sft", "reward") else "algorithm")
+    saved = moments.saved_beside_gpu(Training(_policy(config), settings, gpu=True, scores=stage == "reward"))
+    labeler = _model("labeler", 1, 1.0, config, machine) if online.asks_labeler(settings) else None
+    return max(saved, labeler.host(machine) if labeler else 0.0)
 
 
 # --- What to lower ---

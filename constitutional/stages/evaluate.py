@@ -500,12 +500,18 @@ def score_rollouts(inputs: Inputs, trusted: "Constitution", context: StageContex
     some = some_of_each_phase(rollouts, settings.gold_replies, context.seed)
     conversations = [(*prompts[rollout.prompt].messages, Message("assistant", rollout.reply)) for rollout in some]
     scoreless = inputs.label.method == "contrast" and any(principle.rule is None for principle in trusted.principles)
-    if not gold and some and scoreless:
-        context.say(
-            "the replies of the training have no gold score: label.method=contrast compares responses and scores none; "
-            "evaluate.gold_reward_model=FOLDER scores them by a reward model"
-        )
-    elif not gold and some and not inputs.labeler_rewards:
+    if not gold and some and (inputs.labeler_rewards or scoreless):
+        if settings.gold_reward_model is None:
+            reason = (
+                "the labeler's scores were the reward"
+                if inputs.labeler_rewards
+                else "label.method=contrast compares responses and scores none"
+            )
+            context.say(
+                f"the replies of the training have no gold score: {reason}; evaluate.gold_reward_model=FOLDER scores "
+                "them by a reward model that the training did not use"
+            )
+    elif not gold and some:
         labeler = Labeler(context.engine("labeler"), context.prompts, inputs.label, context.seed)
         with context.task("scores of rollouts", len(some)) as task:
             marks = list(mean_scores(trusted, conversations, labeler, task.update))

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from constitutional.base.records import Judgement, Preference, Prompt, Revision
 from constitutional.base.shipped import shipped
+from constitutional.cli.main import main
 from constitutional.constitution.measures import rule_of
-from constitutional.runs.compose import compose
+from constitutional.runs.compose import compose, load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.runner import run
 from constitutional.stages.summaries import EvaluateSummary
@@ -87,6 +88,25 @@ def test_all_stages_run_to_a_report_with_ppo(folder: Path) -> None:
     store = run(compose(settings(folder, *words, "algorithm.max_tokens=32", "evaluate.gold_replies=4")))
     assert store.stages["sft"].fingerprint == RunStore.load(folder / "runs" / "dpo").stages["sft"].fingerprint
     ended(store, folder / "runs" / "ppo")
+
+
+@pytest.mark.slow
+def test_a_new_users_first_attempt_goes_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").symlink_to(FOLDER.parent.resolve())
+    monkeypatch.chdir(tmp_path)
+    Path("mine.txt").write_text("\n".join(PROMPTS[:8]) + "\n")
+    words = [f"model.path={FOLDER}", "prompts=file", "prompts.path=mine.txt"]
+    # Nearly all replies are longer; they are cut off, and end with their last whole sentence.
+    lengths = ("critique_revise.draft_max_tokens", "critique_revise.revision_max_tokens", "sample_pairs.max_tokens")
+    quick = ["critique_revise.critique_max_tokens=64", "evaluate.judged=2", "evaluate.critiqued=0"]
+    quick += ["evaluate.compared=2", "evaluate.max_tokens=64", *(f"{length}=64" for length in lengths)]
+    assert main(["run", *words, *quick]) == 0
+    store = RunStore.load(Path("runs/real"))
+    assert store.read("preferences", Preference)
+    assert sum(revision.problem is None for revision in store.read("revisions", Revision)) >= 4
+    assert load(store.folder).sample_pairs.temperature == 0.2  # as the model recommends
+    (report,) = store.folder.glob("*_report/report.html")
+    assert "no_harm" in report.read_text()
 
 
 def ended(store: RunStore, folder: Path) -> None:

@@ -386,6 +386,31 @@ def test_what_nobody_says_of_sampling_is_as_the_model_recommends(tmp_path: Path)
     assert (served.critique_revise.temperature, served.evaluate.temperature) == (None, 0.2)
 
 
+def test_a_generator_from_the_hub_recommends_at_its_own_revision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained = model_with(tmp_path / "t", {"do_sample": True, "temperature": 0.2})
+    old = model_with(tmp_path / "old", {"do_sample": True, "temperature": 0.6})
+    main = model_with(tmp_path / "main", {"do_sample": True, "temperature": 0.9})
+    cache = {("a/trained", "v1"): trained, ("a/drafting", "v2"): old, ("a/drafting", None): main}
+
+    def cached(name: str, _: str, revision: str | None = None) -> str | None:
+        folder = cache.get((name, revision))
+        return None if folder is None else str(folder / "config.json")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
+    words = ["model.path=a/trained", "model.revision=v1"]
+    drafting = [*words, "generator.path=a/drafting"]
+    for typed, expected in (
+        ([*drafting, "generator.revision=v2"], 0.6),
+        (drafting, 0.9),  # the trained model's revision is none of another model
+        ([*drafting, "generator=vllm", "generator.revision=v2"], 0.6),
+        (words, 0.2),
+    ):
+        config = freeze(composed(*typed))
+        assert (config.critique_revise.temperature, config.evaluate.temperature) == (expected, 0.2), typed
+
+
 def test_the_run_says_how_replies_are_sampled_where_the_model_recommends_it(tmp_path: Path) -> None:
     model = model_with(tmp_path / "m", {"do_sample": True, "temperature": 0.2})
     config = freeze(composed(f"model.path={model}", "evaluate.temperature=0.5"))

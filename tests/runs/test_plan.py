@@ -226,6 +226,26 @@ def test_a_gpu_is_known_by_its_name_or_by_its_memory() -> None:
     assert this_machine().usable > 0
 
 
+def test_the_computers_own_memory_beside_a_gpu_is_that_of_a_model_twice_as_it_is_saved(
+    deep: Path, tmp_path: Path
+) -> None:
+    words = [f"model.path={deep}", *TINY, "until=dpo"]
+    rows = planned(words)
+    # Embeddings and head of 1,000 · 512; in 16 layers 4 · 512², 3 · 512 · 1,536 and two norms; the last norm.
+    weights = 2 * 512_000 + 16 * (1_048_576 + 2_359_296 + 1_024) + 512
+    assert (weights, rows["critique_revise"].host) == (55_566_848, 2 * 55_566_848)  # a file in 16 bits, as it is
+    assert rows["sft"].host == rows["dpo"].host == 2 * 4 * 55_566_848
+    assert rows["reward"].host == 2 * 4 * (55_566_848 - 512_000 + 512)
+    assert planned([*words, "sft.lora={rank: 4}"])["sft"].host == 2 * 2 * 55_566_848
+    in_32_bits = planned([*words, "model.dtype=float32"])["critique_revise"]
+    assert in_32_bits.host == (4 + 2) * 55_566_848  # the file is there as well
+    assert {row.host for row in planned(words, Machine("cpu", 1000 * GIB, gpu=False)).values()} == {0.0}
+    tied = json.loads((deep / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(tied))
+    # Of weights that are in the model once, and in the dictionary of its weights twice.
+    assert planned([f"model.path={tmp_path}", *TINY, "until=sft"])["sft"].host == 4 * (2 * 55_054_848 + 512_000)
+
+
 # The command
 
 
@@ -235,6 +255,7 @@ def test_the_command_prints_a_table_and_ends_well(model: Path, capsys: pytest.Ca
     assert printed.startswith("h100: 74.0 GiB for models (79.0 GiB")
     assert [line.split()[0] for line in printed.splitlines()[3:6]] == ["labeler_check", "critique_revise", "sft"]
     assert "16 rows of 32 tokens" in printed
+    assert "Beside the GPU, models take up to 0.0 GiB of the computer's own memory (sft)" in printed
 
 
 def test_a_run_that_cannot_fit_is_refused_with_what_to_type(capsys: pytest.CaptureFixture[str]) -> None:
@@ -251,6 +272,7 @@ def test_a_run_that_cannot_fit_is_refused_with_what_to_type(capsys: pytest.Captu
     assert "sft.lora" in printed.err
     weights = {row["stage"]: row["moments"][0]["weights"] for row in found["stages"]}
     assert weights["critique_revise"] == 2 * 8_030_261_248
+    assert sft["host"] == 8 * 8_030_261_248
 
 
 def test_wrong_words_are_told_as_those_of_a_run(capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 
 from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.runs.compose import compose
+from constitutional.runs.settings import RunConfig
 from scripts import make_smollm2 as script
 
 
@@ -101,6 +103,29 @@ def test_what_reads_the_format_is_named_where_it_is_missing(tmp_path: Path, monk
         script.make(tmp_path / "model")
     pins = (Path(__file__).parents[2] / "constraints.txt").read_text().splitlines()
     assert script.READER in pins
+
+
+def test_a_nightly_finds_neither_runs_nor_a_journal_of_the_night_before(tmp_path: Path) -> None:
+    for name in ("python", "constitutional"):  # of which the last one called leaves its words, one a line
+        command = tmp_path / name
+        command.write_text("#!/bin/sh\nprintf '%s\\n' \"$@\" > words\n")
+        command.chmod(0o755)
+    makefile = Path(__file__).parents[2] / "Makefile"
+
+    def night() -> RunConfig:
+        target = ["make", "-f", str(makefile), "-o", "smollm2", "nightly-smollm2", f"BIN={tmp_path}"]
+        subprocess.run(target, cwd=tmp_path, check=True, capture_output=True)
+        first, *words = (tmp_path / "words").read_text().splitlines()
+        assert first == "run"
+        return compose(words)
+
+    config = night()
+    left = [tmp_path / config.journal_file, tmp_path / config.run_folder / "manifest.json"]
+    for file in left:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    assert night() == config
+    assert not any(file.exists() for file in left)
 
 
 @pytest.mark.smollm2

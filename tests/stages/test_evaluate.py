@@ -720,6 +720,39 @@ def test_elsewhere_the_labeler_is_asked_about_some_and_what_cannot_be_read_is_co
     assert context.engines["labeler"].count == 0
 
 
+@pytest.mark.parametrize(
+    ("method", "labeler_rewards", "reason"),
+    [
+        ("contrast", True, "the labeler's scores were the reward;"),  # so it can score, and that is not why
+        ("logprobs", True, "the labeler's scores were the reward;"),
+        ("contrast", False, "label.method=contrast compares responses and scores none;"),
+    ],
+)
+def test_why_the_replies_of_a_training_have_no_gold_score_is_said_unless_a_reward_model_gives_one(
+    tmp_path: Path, method: str, *, labeler_rewards: bool, reason: str
+) -> None:
+    model, tokenizer = load_reward_model(tiny_model(tmp_path), seed=3)
+    model.save_pretrained(tmp_path / "other")
+    tokenizer.save_pretrained(tmp_path / "other")
+    for other in (None, tmp_path / "other"):
+        prompt = Prompt.of("Why?")
+        context = work([prompt], ScriptedEngine(rates))
+        context.constitution = Constitution(name="two", principles=(SHORTEST, MODEST))
+        context.rows["rollouts"] = [rollout(1, "short", prompt)]
+        own = inputs(Settings(judged=0, critiqued=0, compared=0, gold_replies=4, gold_reward_model=other))
+        label = own.label.model_copy(update={"method": method})
+        run(own.model_copy(update={"label": label, "labeler_rewards": labeler_rewards}), context)
+        assert context.engines["labeler"].count == 0
+        said = [line for line in context.lines if "gold score" in line]
+        if other:
+            assert said == []
+            assert [point.by for point in context.rows["gold"]] == ["reward_model"]
+        else:
+            (line,) = said
+            assert line.startswith(f"the replies of the training have no gold score: {reason} evaluate.gold_rew")
+            assert context.rows["gold"] == []
+
+
 def test_a_held_out_reward_model_scores_the_replies_as_well_and_of_none_there_is_nothing_to_score(
     tmp_path: Path,
 ) -> None:
