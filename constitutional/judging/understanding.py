@@ -28,6 +28,8 @@ MOST_TOKENS = 64
 
 NOTHING_ASKED = "nothing in particular"
 """The meaning of a principle in which the sandbox's model finds no request."""
+SURELY_NOTHING = 0.9
+"""Probability of that meaning from which it is of no use to say how others word the next likely one."""
 
 Reader = Literal["", "critic", "labeler", "reviser"]
 
@@ -154,14 +156,15 @@ def check_meanings(meanings: Sequence[PrincipleMeaning], as_written: Collection[
 
 
 def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
-    """How others word what a principle was read as, and what it may mean instead: the wordings nearest to it."""
-    for family in (meaning.meaning, meaning.runner_up):
+    """How others word what a principle was read as, and what it may mean instead: plainly, then as it is worded."""
+    nothing = meaning.meaning == NOTHING_ASKED and (meaning.probability or 0.0) >= SURELY_NOTHING
+    for family in () if nothing else (meaning.meaning, meaning.runner_up):
         direction, _, trait = family.partition(" ")
         known = (trait.replace(" ", "_"), direction)
         if family and known in FAMILIES:
-            # Without the encoder most wordings are read with doubt.
-            nearest = understand.nearest_wordings(meaning.words, *known) or [understand.in_known_words(*known)]
-            yield f"to {family}, others write: " + "; ".join(f'"{shown(wording)}"' for wording in nearest)
+            # Without the encoder most wordings are read with doubt, and none is near.
+            wordings = [understand.in_known_words(*known), *understand.nearest_wordings(meaning.words, *known)]
+            yield f"to {family}, others write: " + "; ".join(f'"{shown(wording)}"' for wording in wordings[:3])
 
 
 # Any model

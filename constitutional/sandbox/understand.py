@@ -29,10 +29,11 @@ from constitutional.sandbox.principles import (
     phrases,
     plain_wordings,
     third_person,
+    word_uses,
 )
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, Direction, restate
 from constitutional.sandbox.topics import load_text
-from constitutional.sandbox.world import CONCEPTS
+from constitutional.sandbox.world import CONCEPTS, TRAITS
 
 Meaning = tuple[str, Direction]
 """A trait, and whether it is to be avoided or sought."""
@@ -232,9 +233,11 @@ def in_known_words(trait: str, direction: str) -> str:
 def nearest_wordings(text: str, trait: str, direction: Direction, count: int = 3) -> list[str]:
     """The shipped wordings of a meaning that share most words with a text, rare ones before common ones.
 
-    None of them is read with doubt.
+    They are plain sentences that can be typed as they are shown. None of them is read with doubt.
     """
-    wordings = [set(_words(wording)) for wording in plain_wordings(trait, direction)]
+    plain = [wording for wording in plain_wordings(trait, direction) if _PLAIN.fullmatch(wording)]
+    plain = [wording for wording in plain if all(word_uses()[word] >= USUAL for word in _words(wording))]
+    wordings = [set(_words(wording)) for wording in plain]
     frequency = Counter(chain.from_iterable(wordings))
     wanted = set(_words(text))
 
@@ -243,7 +246,7 @@ def nearest_wordings(text: str, trait: str, direction: Direction, count: int = 3
         shared = sum(weight[word] for word in words & wanted)
         return shared / math.sqrt(1 + sum(weight.values()))
 
-    ranked = sorted(zip(wordings, plain_wordings(trait, direction), strict=True), key=lambda pair: -likeness(pair[0]))
+    ranked = sorted(zip(wordings, plain, strict=True), key=lambda pair: -likeness(pair[0]))
     nearest = [wording for _, wording in ranked[: 5 * count]]
     read = zip(nearest, understand_texts(nearest), strict=True)
     sure = [
@@ -254,36 +257,52 @@ def nearest_wordings(text: str, trait: str, direction: Direction, count: int = 3
     return sure[:count]
 
 
+USUAL: Final = 5
+"""How often the wordings use a word of an example, at least: rarer ones are names and slips of the hand."""
+_PLAIN = re.compile("[A-Z][A-Za-z ,'’;-]{,55}[.!?]")
+"""An example of how others word a principle: a sentence of no more characters than a message shows."""
+
+
 def doubts(understanding: Understanding) -> list[str]:
     """What in the reading of a text is doubtful, each as a sentence; what a text alone tells."""
     if understanding.asks_two is None:
         return _doubts_of_the_model_alone(understanding)
     sentences, rule = [], reader.calibration()
-    if understanding.asks_two:
-        sentences.append(_two_wishes(understanding))
-    elif understanding.probability < rule.sure_from:
-        sentences.append(_unsure(understanding))
     if understanding.trait == NOTHING[0]:
-        sentences.append(NO_REQUEST)
+        sentences.append(_no_request(understanding))
+    elif understanding.asks_two and _JOINT.search(understanding.text):
+        sentences.append(_two_wishes(understanding))
+    elif understanding.asks_two or understanding.probability < rule.sure_from:  # one word may mean two things
+        sentences.append(_unsure(understanding))
     if len(understanding.text) > reader.MOST_CHARACTERS:
         sentences.append(f"only its first {reader.MOST_CHARACTERS} characters are read; shorten it")
     return sentences
 
 
 def negations(text: str) -> int:
-    """How many negations a text holds, such as `never`, `don't` and `without`."""
-    return sum(word in _NEGATIONS or word.endswith("n't") for word in _tokens(text))
+    """How many negations a text holds, such as `never`, `don't` and `without`; `neither … nor` is one."""
+    return sum((word in _NEGATIONS and word != "nor") or word.endswith("n't") for word in _tokens(text))
 
 
-NO_REQUEST = (
-    "the model finds no request in this principle, so it has no effect; reword it as a short command about one trait"
-)
+def _no_request(understanding: Understanding) -> str:
+    """That it has no effect; where that is not sure, what it may mean."""
+    known = ", ".join(trait.replace("_", " ") for trait in TRAITS)
+    sure = understanding.probability >= reader.calibration().sure_from
+    maybe = "" if sure else f"; it may also mean: {_next(understanding)}"
+    return (
+        f"the model finds nothing in it about the traits that it knows, so it has no effect{maybe}; reword it as a "
+        f"short command about one of them ({known})"
+    )
 
 
 def _unsure(understanding: Understanding) -> str:
-    runner_up = f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
-    advice = "; say it without a double negation" if negations(understanding.text) > 1 else ""
-    return f"the model is unsure; it may also mean: {runner_up}{advice}"
+    twice = any(negations(part) > 1 for part in _PARTS.split(understanding.text))
+    advice = "; say it without a double negation" if twice else ""
+    return f"the model is unsure; it may also mean: {_next(understanding)}{advice}"
+
+
+def _next(understanding: Understanding) -> str:
+    return f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
 
 
 def _two_wishes(understanding: Understanding) -> str:
@@ -336,6 +355,8 @@ _PARTS = re.compile(
     re.IGNORECASE,
 )
 """Where a text may be cut: between sentences, lines and clauses."""
+_JOINT = re.compile(rf"{_PARTS.pattern}|\s+n?or\s+", re.IGNORECASE)
+"""What a text has that asks for two things, though `neither … nor` cannot be cut."""
 
 
 def _doubts_of_the_model_alone(understanding: Understanding) -> list[str]:
@@ -344,10 +365,10 @@ def _doubts_of_the_model_alone(understanding: Understanding) -> list[str]:
         sentences.append("it is in capitals; the model reads ordinary case better")
     if understanding.unknown_words:
         sentences.append(f"the model does not know: {', '.join(understanding.unknown_words)}")
-    if understanding.probability < reader.calibration().sure_from_alone:
+    if understanding.trait != NOTHING[0] and understanding.probability < reader.calibration().sure_from_alone:
         sentences.append(_unsure(understanding))
     if understanding.trait == NOTHING[0]:
-        sentences.append(NO_REQUEST)
+        sentences.append(_no_request(understanding))
     elif words := _against(understanding):
         meaning = in_short(understanding.trait, understanding.direction).replace("_", " ")
         family = (understanding.trait, OPPOSITE["avoid" if understanding.direction == "avoid" else "seek"])

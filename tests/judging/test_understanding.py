@@ -329,6 +329,27 @@ def test_doubtful_meanings_can_end_a_run_with_the_wordings_of_others() -> None:
     first, *others = refused.value.__notes__
     assert first == "principle 'b' (\"Would some praise kill you?\"): the model is unsure"
     assert [line.partition(", others write: ")[0] for line in others] == ["to seek flattery", "to avoid rudeness"]
+    assert [line.partition(", others write: ")[2].split(";")[0] for line in others] == [
+        '"Aim for flattery."',
+        '"Avoid rudeness."',
+    ]
+
+
+def test_a_principle_that_is_surely_about_nothing_is_refused_without_examples() -> None:
+    nothing = PrincipleMeaning(
+        principle="c",
+        words="Answer in French.",
+        meaning="nothing in particular",
+        probability=0.99,
+        runner_up="avoid rudeness",
+        warnings=("it has no effect",),
+    )
+    with pytest.raises(RunError) as refused:
+        check_meanings([nothing])
+    assert refused.value.__notes__ == ["principle 'c' (\"Answer in French.\"): it has no effect"]
+    with pytest.raises(RunError) as refused:
+        check_meanings([nothing.model_copy(update={"probability": 0.5})])
+    assert "to avoid rudeness" in refused.value.__notes__[1]
 
 
 def test_where_nobody_words_it_surely_the_sandbox_s_own_words_stand_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,12 +288,39 @@ def test_a_doubtful_text_of_two_negations_is_better_said_without(monkeypatch: py
         "the model is unsure; it may also mean: seek verbosity (2%); say it without a double negation"
     ]
     assert doubts(read_as_scored(monkeypatch, "Don't ever forget not to be sweet.", scored(avoid_flattery=40.0))) == []
+    for single in ("Flatter nobody; waffle never.", "Neither flatter nor lecture."):
+        (doubt,) = doubts(read_as_scored(monkeypatch, single, scored(avoid_flattery=28.0)))
+        assert doubt == "the model is unsure; it may also mean: seek verbosity (2%)"
+
+
+def test_a_text_that_cannot_be_cut_may_mean_two_things_and_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = scored(two=0.9, avoid_flattery=50.0, avoid_verbosity=40.0)
+    (doubt,) = doubts(read_as_scored(monkeypatch, "Be direct.", whole))
+    assert doubt.startswith("the model is unsure; it may also mean: avoid verbosity (")
+    for joined in ("Be plain and brief.", "Neither flatter nor waffle."):
+        (doubt,) = doubts(read_as_scored(monkeypatch, joined, whole))
+        assert doubt.endswith("write a principle for each")
+
+
+def test_a_text_about_nothing_that_is_known_says_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    (sure,) = doubts(read_as_scored(monkeypatch, "Answer in French.", scored(avoid_nothing=1000.0)))
+    assert sure.startswith("the model finds nothing in it about the traits that it knows, so it has no effect; reword")
+    assert "hedging, verbosity, clarifying question, " in sure
+    (unsure,) = doubts(read_as_scored(monkeypatch, "Answer.", scored(avoid_nothing=28.0, avoid_refusal=4.0)))
+    assert "so it has no effect; it may also mean: avoid refusal (" in unsure
+
+
+def test_examples_of_others_can_be_typed_as_they_are_shown() -> None:
+    found = nearest_wordings("Do not be chatty.", "verbosity", "avoid")
+    assert len(found) == 3
+    assert all(len(wording) <= 60 and wording[0].isupper() and wording[-1] in ".!?" for wording in found)
 
 
 def test_negations_are_counted_as_they_are_typed() -> None:
-    assert [negations(text) for text in ("Never do.", "I wouldn’t not.", "DON'T, without it.", "Knot a notion.")] == [
-        *(1, 2, 2, 0)
-    ]
+    assert [
+        negations(text)
+        for text in ("Never do.", "I wouldn’t not.", "DON'T, without it.", "Knot a notion.", "Neither this nor that.")
+    ] == [1, 2, 2, 0, 1]
 
 
 def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -417,7 +417,7 @@ def test_a_policy_that_was_trained_elsewhere_is_told_first() -> None:
     assert "trained elsewhere" not in section(page_of(run), "verdict")
 
 
-def test_what_was_understood_comes_first_and_is_marked_where_it_is_doubtful() -> None:
+def test_what_was_understood_comes_first_and_what_is_doubtful_of_it_before_the_rest() -> None:
     understood = (
         PrincipleMeaning(words="", principle="calm", meaning="avoid anger", probability=0.94),
         PrincipleMeaning(
@@ -429,11 +429,11 @@ def test_what_was_understood_comes_first_and_is_marked_where_it_is_doubtful() ->
         ),
     )
     html = page_of(full_run().model_copy(update={"understood": understood}))
-    assert section(html, "verdict").startswith("Verdict calm: understood as: avoid anger (94%) ! brief:")
+    assert section(html, "verdict").startswith("Verdict ! brief:")
     marked = [" ".join(Page(item).text.split()) for item in re.findall(r'<li class="doubtful">.*?</li>', html)]
     assert [text.split(":")[0] for text in marked] == ["! brief", "! plain"]
     assert "Its tags differ." in marked[0]
-    assert "kind: understood as: seek kindness ! plain" in section(html, "verdict")
+    assert "calm: understood as: avoid anger (94%) kind: understood as: seek kindness" in section(html, "verdict")
 
 
 def test_the_verdict_ends_with_at_most_five_actions_and_the_rest_is_folded() -> None:
