@@ -45,15 +45,14 @@ MEASURED: Final[Mapping[str, Rate]] = {
         480e-6, "s to keep an answer", f"`--measure`, {AT_ONCE} at once: the slowest of five, 130 to 480, busy machine"
     ),
     "stages": Rate(
-        1103e-6,
+        912e-6,
         "s of CPU time a label in the stages themselves",
-        "`bench_scale.py`, 10,000 and 100,000 prompts, the slowest: check 17, prompts 44, sample_pairs 221, label 584, "
-        "mix 237",
+        "`bench_scale.py`, a million prompts: check 14, prompts 49, sample_pairs 260, label 530, mix 60",
     ),
     "again": Rate(
-        601e-6,
+        544e-6,
         "s of CPU time a label to go through the stage label again",
-        "`bench_scale.py`, as above: check 17, label 584, with answers that were kept and not reused",
+        "`bench_scale.py`, as above: check 14, label 530, with answers that were kept and not reused",
     ),
     "ask": Rate(1 / 1084, "s to ask a server", "README, engines: 1,084 calls/s by one process"),
     "row": Rate(820, "bytes of rows a label, beside its texts", "a run with SmolLM2-135M, 139 labels"),
