@@ -19,7 +19,7 @@ import multiprocessing
 import random
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -31,9 +31,8 @@ from torch import Tensor, nn
 
 from constitutional.sandbox import principles, reader, understand
 from constitutional.sandbox.reader import READER_FOLDER, UNCHANGED, encoder_file
-from constitutional.sandbox.teacher import FAMILIES, MEANINGS
+from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING
 from scripts.sandbox_training.corpus import Family
-from scripts.sandbox_training.evaluate import as_wording
 
 WORK: Final = Path("build/reader")
 """The networks that are done."""
@@ -52,18 +51,22 @@ ALPHA: Final = 2.0
 """What the product of the two low-rank matrices is multiplied with."""
 BATCH: Final = 32
 PLAIN: Final = 0.3
-"""The share of the plain wordings that are drawn for an epoch, beside all those that come in opposite pairs."""
+"""The share of the plain wordings that are drawn for an epoch, beside all those that come in opposite pairs, all short
+ones and all that ask for nothing."""
 COMPOSED: Final = 1500
 """Phrases in frames that are drawn anew for every epoch."""
 JOINED: Final = 1500
 """Texts of two principles, drawn anew for every epoch."""
 SAME: Final = 0.4
 """How often the two ask for the same thing, so that length is no sign of two wishes."""
+LISTED: Final = 0.35
+"""How often they are short ones in a list, of which one in three has three."""
+COMMAS: Final = (", ", ", ", ". ", ". ", "; ", " and ", ", and ", "\n", "\n- ", " / ", " + ")
 JOINTS: Final = (". ", ". ", ". ", " ", "; ", ", and ", " and ", ", but ", ". Also, ", ". And ", "\n", " - ")
 
 
 class Example:
-    """A text, the meanings that it has (one or two), as a target."""
+    """A text, the meanings that it has (one to three), as a target."""
 
     def __init__(self, text: str, *families: Family) -> None:
         self.text, self.families = text, families
@@ -74,7 +77,9 @@ def examples(rng: random.Random) -> list[Example]:
     made = []
     for family in MEANINGS:
         plain = principles.plain_wordings(*family)
-        drawn = [*rng.sample(plain, round(PLAIN * len(plain))), *principles.opposed_wordings(*family)]
+        share = 1.0 if family == NOTHING else PLAIN
+        drawn = rng.sample(plain, round(share * len(plain)))
+        drawn += [*principles.opposed_wordings(*family), *principles.terse_wordings(*family)]
         made += [Example(typed(rng, text), family) for text in drawn]
     composed = rng.choices(MEANINGS, k=COMPOSED)
     made += [Example(typed(rng, principles.wording(rng, *family)), family) for family in composed]
@@ -89,12 +94,16 @@ def one(rng: random.Random, family: Family) -> str:
 
 
 def joined(rng: random.Random) -> Example:
-    """Two principles in one text: about two traits, or the same wish twice."""
-    first, second = rng.sample(FAMILIES, 2)
-    while first[0] == second[0]:
-        first, second = rng.sample(FAMILIES, 2)
+    """Two principles in one text, or three short ones: about two traits, or the same wish twice."""
+    first, second, third = rng.sample(FAMILIES, 3)
+    while len({first[0], second[0], third[0]}) < 3:
+        first, second, third = rng.sample(FAMILIES, 3)
     if rng.random() < SAME:
-        second = first
+        second = third = first
+    if rng.random() < LISTED:
+        families = (first, second, third)[: rng.choice((2, 2, 3))]
+        texts = [rng.choice(principles.terse_wordings(*family)) for family in families]
+        return Example(typed(rng, listed(rng, texts)), *dict.fromkeys(families))
     adjectives = [principles.adjectives(*family) for family in (first, second)]
     if rng.random() < 0.15 and all(adjectives):
         text = "Be {} {} {}.".format(rng.choice(adjectives[0]), rng.choice(("and", "but")), rng.choice(adjectives[1]))
@@ -104,6 +113,15 @@ def joined(rng: random.Random) -> Example:
             ends = ends[:1].lower() + ends[1:]
         text = one(rng, first).rstrip(".") + joint + ends
     return Example(typed(rng, text), *dict.fromkeys((first, second)))
+
+
+def listed(rng: random.Random, texts: Sequence[str]) -> str:
+    """Short texts behind each other, with the same mark between them."""
+    mark = rng.choice(COMMAS)
+    first, *others = (text.rstrip(".") for text in texts)
+    if mark[0] in ",; " and rng.random() < 0.8:
+        others = [other[:1].lower() + other[1:] for other in others]
+    return mark.join([first, *others]) + rng.choice((".", ""))
 
 
 def typed(rng: random.Random, text: str) -> str:
@@ -190,12 +208,12 @@ def batches(rng: random.Random, made: Sequence[Example]) -> Iterator[Sequence[Ex
 
 
 def loss_of(logits: Tensor, made: Sequence[Example]) -> Tensor:
-    """Cross-entropy of the meanings, half each where there are two, and of asking for two things."""
+    """Cross-entropy of the meanings, in equal parts where there are several, and of asking for more than one thing."""
     target = torch.zeros(len(made), len(MEANINGS))
     for row, example in enumerate(made):
         for family in example.families:
             target[row, MEANINGS.index(family)] += 1 / len(example.families)
-    two = torch.tensor([float(len(example.families) == 2) for example in made])
+    two = torch.tensor([float(len(example.families) > 1) for example in made])
     meanings = F.cross_entropy(logits[:, :-1], target, label_smoothing=0.03)
     return meanings + 0.5 * F.binary_cross_entropy_with_logits(logits[:, -1], two)
 
@@ -257,14 +275,21 @@ class Case(NamedTuple):
 
 def cases(part: str) -> list[Case]:
     """What both readers make of a part of the held-out wordings."""
-    rows = [row for row in principles.idiomatic_principles() if row["part"] == part]
+    every = (*principles.idiomatic_principles(), *principles.short_principles())
+    rows = [row for row in every if row["part"] == part]
     texts = [row["text"] for row in rows]
     file = encoder_file()
     assert file is not None
     return [
-        Case(row["text"], as_wording(row["trait"], row["direction"], row["text"]).family, logits, own)
+        Case(row["text"], family_of(row), logits, own)
         for row, logits, own in zip(rows, reader.logits_of(texts, file), understand.own_readings(texts), strict=True)
     ]
+
+
+def family_of(row: Mapping[str, str]) -> Family:
+    """What a held-out wording means."""
+    (family,) = (family for family in MEANINGS if family == (row["trait"], row["direction"]))
+    return family
 
 
 def probabilities(case: Case, rule: reader.Calibration, *, alone: bool = False) -> list[float]:

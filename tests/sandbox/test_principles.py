@@ -71,8 +71,8 @@ def test_wordings_are_varied_and_the_same_for_the_same_seed() -> None:
 
 
 def held_out() -> list[str]:
-    texts = [entry["text"] for entry in (*principles.free_principles(), *principles.idiomatic_principles())]
-    return texts + [entry["text"] for entry in principles.two_wishes()]
+    single = (*principles.free_principles(), *principles.idiomatic_principles(), *principles.short_principles())
+    return [entry["text"] for entry in (*single, *principles.two_wishes())]
 
 
 def near_pairs(texts: Sequence[str], held: Sequence[str]) -> list[tuple[str, str]]:
