@@ -287,7 +287,8 @@ def negations(text: str) -> int:
 def _no_request(understanding: Understanding) -> str:
     """That it has no effect; where that is not sure, what it may mean."""
     known = ", ".join(trait.replace("_", " ") for trait in TRAITS)
-    sure = understanding.probability >= reader.calibration().sure_from
+    rule = reader.calibration()
+    sure = understanding.probability >= (rule.sure_from_alone if understanding.asks_two is None else rule.sure_from)
     maybe = "" if sure else f"; it may also mean: {_next(understanding)}"
     return (
         f"the model finds nothing in it about the traits that it knows, so it has no effect{maybe}; reword it as a "
@@ -355,7 +356,7 @@ _PARTS = re.compile(
     re.IGNORECASE,
 )
 """Where a text may be cut: between sentences, lines and clauses."""
-_JOINT = re.compile(rf"{_PARTS.pattern}|\s+n?or\s+", re.IGNORECASE)
+_JOINT = re.compile(rf"{_PARTS.pattern}|\s+(?:n?or|plus|as well as)\s+|[&/+]", re.IGNORECASE)
 """What a text has that asks for two things, though `neither … nor` cannot be cut."""
 
 
