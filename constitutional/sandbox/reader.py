@@ -126,8 +126,8 @@ def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
     """For each text, whose slips are mended, the logits of all networks, (networks, meanings + 1)."""
     import torch
 
-    tokens = _read_file(file)[0].get_vocab()
-    texts = [mended(text, word_uses(), lambda word: f"Ġ{word}" in tokens) for text in texts]
+    token_of = _read_file(file)[0].token_to_id
+    texts = [mended(text, word_uses(), lambda word: token_of(f"Ġ{word}") is not None) for text in texts]
     # Texts of about one length together, so that little is padding.
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     made: dict[int, Tensor] = {}

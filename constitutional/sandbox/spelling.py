@@ -48,11 +48,12 @@ _WORD = re.compile(r"(?<![\w'’])[^\W\d_]+(?![\w'’])")
 
 
 def _likeliest(word: str, uses: Mapping[str, int], whole: Callable[[str], bool]) -> str:
-    lower = word.lower()
     name = word[0].isupper() and not word.isupper()
+    if len(word) < SHORTEST or name or not word.isascii():
+        return word
+    lower = word.lower()
     stems = (lower, lower.removesuffix("s"), lower[:-1] if lower.endswith(("ed", "er")) else lower)
-    known = any(map(whole, stems)) or uses.get(lower, 0) >= COMMON  # `lied` is no slip for `liked`
-    if len(word) < SHORTEST or name or not word.isascii() or known:
+    if any(map(whole, stems)) or uses.get(lower, 0) >= COMMON:  # `lied` is no slip for `liked`
         return word
     least = SURE * (1 + uses.get(lower, 0))
     likely = [
