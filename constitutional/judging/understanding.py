@@ -19,6 +19,7 @@ from constitutional.constitution.yaml import shown
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import understand
+from constitutional.sandbox.reader import calibration
 from constitutional.sandbox.teacher import FAMILIES, ONLY_AVOIDED, Direction
 from constitutional.sandbox.understand import TOO_LONG, Understanding, doubts
 from constitutional.sandbox.world import TRAITS
@@ -28,8 +29,6 @@ MOST_TOKENS = 64
 
 NOTHING_ASKED = "nothing in particular"
 """The meaning of a principle in which the sandbox's model finds no request."""
-SURELY_NOTHING = 0.9
-"""Probability of that meaning from which it is of no use to say how others word the next likely one."""
 
 Reader = Literal["", "critic", "labeler", "reviser"]
 
@@ -157,7 +156,7 @@ def check_meanings(meanings: Sequence[PrincipleMeaning], as_written: Collection[
 
 def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
     """How others word what a principle was read as, and what it may mean instead: plainly, then as it is worded."""
-    nothing = meaning.meaning == NOTHING_ASKED and (meaning.probability or 0.0) >= SURELY_NOTHING
+    nothing = meaning.meaning == NOTHING_ASKED and (meaning.probability or 0.0) >= calibration().sure_from
     for family in () if nothing else (meaning.meaning, meaning.runner_up):
         direction, _, trait = family.partition(" ")
         known = (trait.replace(" ", "_"), direction)

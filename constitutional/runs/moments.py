@@ -194,7 +194,7 @@ def _saving(training: Training, held: Mapping[str, float]) -> Iterator[Moment]:
 def saved_beside_gpu(training: Training) -> float:
     """Bytes of the computer's own memory while a trained model is saved: its weights, and what is read again.
 
-    Embeddings that are the head are copied from the GPU twice. Loading takes less.
+    Embeddings that are the head are copied from the GPU twice. Loading it takes less.
     """
     again = training.model.embeddings * (training.model.tied and not training.scores)
     return float(SIZES[training.dtype] * (2 * training.parameters + again))

@@ -5,6 +5,7 @@ away from; by the most usual slip, and of those the one that people use most.
 """
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
@@ -12,7 +13,7 @@ LETTERS: Final = "abcdefghijklmnopqrstuvwxyz"
 SHORTEST: Final = 4
 """Letters of a word that is mended: shorter ones are one slip away from too many others."""
 SURE: Final = 20
-"""How many times as common as the word the mended one is, at least, where the slip is neither usual nor rare."""
+"""The mended word is so many times as common as the word, at least; fewer for usual slips, and more for rare ones."""
 COMMON: Final = 50
 """Uses from which a word is one, though the encoder has no token for it."""
 FEWEST: Final = 2
@@ -38,7 +39,7 @@ def mended(text: str, uses: Mapping[str, int], whole: Callable[[str], bool]) -> 
         count += better != word
         return better
 
-    made = _WORD.sub(mend, text)
+    made = _WORD.sub(mend, unicodedata.normalize("NFC", text))  # an accent is a part of the letter
     return made if count >= FEWEST else text
 
 
@@ -47,10 +48,12 @@ _WORD = re.compile(r"(?<![\w'’])[^\W\d_]+(?![\w'’])")
 
 
 def _likeliest(word: str, uses: Mapping[str, int], whole: Callable[[str], bool]) -> str:
-    lower = word.lower()
     name = word[0].isupper() and not word.isupper()
-    known = whole(lower) or whole(lower.removesuffix("s")) or uses.get(lower, 0) >= COMMON
-    if len(word) < SHORTEST or name or not word.isascii() or known:
+    if len(word) < SHORTEST or name or not word.isascii():
+        return word
+    lower = word.lower()
+    stems = (lower, lower.removesuffix("s"), lower[:-1] if lower.endswith(("ed", "er")) else lower)
+    if any(map(whole, stems)) or uses.get(lower, 0) >= COMMON:  # `lied` is no slip for `liked`
         return word
     least = SURE * (1 + uses.get(lower, 0))
     likely = [

@@ -267,12 +267,12 @@ def doubts(understanding: Understanding) -> list[str]:
     """What in the reading of a text is doubtful, each as a sentence; what a text alone tells."""
     if understanding.asks_two is None:
         return _doubts_of_the_model_alone(understanding)
-    sentences, rule = [], reader.calibration()
+    sentences = []
     if understanding.trait == NOTHING[0]:
         sentences.append(_no_request(understanding))
     elif understanding.asks_two and _JOINT.search(understanding.text):
         sentences.append(_two_wishes(understanding))
-    elif understanding.asks_two or understanding.probability < rule.sure_from:  # one word may mean two things
+    elif understanding.asks_two or not _is_sure(understanding):  # one word may mean two things
         sentences.append(_unsure(understanding))
     if len(understanding.text) > reader.MOST_CHARACTERS:
         sentences.append(f"only its first {reader.MOST_CHARACTERS} characters are read; shorten it")
@@ -284,11 +284,15 @@ def negations(text: str) -> int:
     return sum((word in _NEGATIONS and word != "nor") or word.endswith("n't") for word in _tokens(text))
 
 
+def _is_sure(understanding: Understanding) -> bool:
+    rule = reader.calibration()
+    return understanding.probability >= (rule.sure_from_alone if understanding.asks_two is None else rule.sure_from)
+
+
 def _no_request(understanding: Understanding) -> str:
     """That it has no effect; where that is not sure, what it may mean."""
     known = ", ".join(trait.replace("_", " ") for trait in TRAITS)
-    sure = understanding.probability >= reader.calibration().sure_from
-    maybe = "" if sure else f"; it may also mean: {_next(understanding)}"
+    maybe = "" if _is_sure(understanding) else f"; it may also mean: {_next(understanding)}"
     return (
         f"the model finds nothing in it about the traits that it knows, so it has no effect{maybe}; reword it as a "
         f"short command about one of them ({known})"
@@ -355,7 +359,7 @@ _PARTS = re.compile(
     re.IGNORECASE,
 )
 """Where a text may be cut: between sentences, lines and clauses."""
-_JOINT = re.compile(rf"{_PARTS.pattern}|\s+n?or\s+", re.IGNORECASE)
+_JOINT = re.compile(rf"{_PARTS.pattern}|\s+(?:n?or|plus|as well as)\s+|[&/+]", re.IGNORECASE)
 """What a text has that asks for two things, though `neither … nor` cannot be cut."""
 
 
@@ -365,11 +369,11 @@ def _doubts_of_the_model_alone(understanding: Understanding) -> list[str]:
         sentences.append("it is in capitals; the model reads ordinary case better")
     if understanding.unknown_words:
         sentences.append(f"the model does not know: {', '.join(understanding.unknown_words)}")
-    if understanding.trait != NOTHING[0] and understanding.probability < reader.calibration().sure_from_alone:
-        sentences.append(_unsure(understanding))
     if understanding.trait == NOTHING[0]:
-        sentences.append(_no_request(understanding))
-    elif words := _against(understanding):
+        return [*sentences, _no_request(understanding)]
+    if not _is_sure(understanding):
+        sentences.append(_unsure(understanding))
+    if words := _against(understanding):
         meaning = in_short(understanding.trait, understanding.direction).replace("_", " ")
         family = (understanding.trait, OPPOSITE["avoid" if understanding.direction == "avoid" else "seek"])
         advice = (

@@ -18,7 +18,7 @@ def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says() 
     right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
     assert sum(right) == pytest.approx(569, abs=4)  # rounding may turn a reading or two on another machine
     error = calibration_error([reading.probability for reading in read], [float(each) for each in right])
-    assert error == pytest.approx(0.023, abs=0.02)
+    assert error == pytest.approx(0.024, abs=0.006)
     flagged = [bool(understand.doubts(reading)) for reading in read]
     assert sum(compress(flagged, right)) == pytest.approx(77, abs=5)
     assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(23, abs=3)  # of 31 misreadings

@@ -58,3 +58,15 @@ def test_contractions_stand_without_their_apostrophe() -> None:
     uses = word_uses()
     assert uses["dont"] > uses["don't"] > 1000
     assert uses["alwyas"] < uses["always"] / 20
+
+
+def test_rare_words_of_the_shipped_reader_stay() -> None:
+    """`lied` and `rater` have no token of the encoder; `cannto` and `nver` do not lose their negation."""
+    tokens = {"lie", "rate", "never", "tell", "that", "cannot", "liked", "rather", "help"}
+
+    def real(text: str) -> str:
+        return mended(text, word_uses(), tokens.__contains__)
+
+    assert real("Never tell a rater that you lied.") == "Never tell a rater that you lied."
+    assert real("you cannto help, nver tell") == "you cannot help, never tell"
+    assert real("nver cafe\u0301 cannto") == "never café cannot"  # the accent, typed behind its letter, stays
