@@ -240,7 +240,7 @@ def short_principles() -> list[dict[str, str]]:
 
 
 def two_wishes() -> list[dict[str, Any]]:
-    """Texts that ask for two things or three: `{part, families, text}`; the last 119 of 159 are short ones and lists."""
+    """Texts that ask for two or three things: `{part, families, text}`; the last 119 are short ones and lists."""
     return _held_out("two_wishes")
 
 

@@ -411,7 +411,8 @@ def _against(understanding: Understanding) -> list[str]:
 
 _NEGATIONS = frozenset(
     "not no never none nobody nothing neither nor without avoid avoids avoiding refrain refrains refraining don't "
-    "doesn't isn't aren't won't can't cannot shouldn't mustn't stop quit dont".split()
+    "doesn't isn't aren't won't can't cannot shouldn't mustn't stop quit dont doesnt isnt arent wont cant shouldnt "
+    "mustnt".split()
 )
 _PROTECTING = frozenset(
     "keep keeps keeping guard guards guarding protect protects protecting respect safeguard".split()

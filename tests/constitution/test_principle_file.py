@@ -11,6 +11,8 @@ from constitutional.constitution.principle_file import read_principles
     [
         ("p.txt", "# ours\n\nBe brief.\r\n  Don't flatter. \n"),
         ("p", "\ufeffBe brief.\nDon't flatter."),
+        ("p.txt", "- Be brief.\n* Don't flatter.\n"),
+        ("p.txt", " 1. Be brief.\n 2) Don't flatter.\n"),
         ("p.json", '["Be brief.", "Don\'t flatter."]'),
         ("p.json", '[{"text": "Be brief.", "weight": 2},\n "Don\'t flatter."]'),
         ("p.JSON", '\n[\n"Be brief."\n,{"text":"Don\'t flatter."}]\n'),

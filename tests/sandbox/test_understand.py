@@ -319,8 +319,15 @@ def test_examples_of_others_can_be_typed_as_they_are_shown() -> None:
 def test_negations_are_counted_as_they_are_typed() -> None:
     assert [
         negations(text)
-        for text in ("Never do.", "I wouldn’t not.", "DON'T, without it.", "Knot a notion.", "Neither this nor that.")
-    ] == [1, 2, 2, 0, 1]
+        for text in (
+            "Never do.",
+            "I wouldn’t not.",
+            "DON'T, without it.",
+            "Knot a notion.",
+            "Neither this nor that.",
+            "u cant, dont",
+        )
+    ] == [1, 2, 2, 0, 1, 2]
 
 
 def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
