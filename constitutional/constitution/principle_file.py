@@ -14,6 +14,7 @@ from pathlib import Path
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import BadTextError, check_characters, reading, strict_decoder
 from constitutional.constitution.markdown import read_markdown
+from constitutional.constitution.prose import ITEM_MARK
 from constitutional.constitution.yaml import read_yaml
 
 MOST_BYTES = 32 * 2**20
@@ -27,7 +28,6 @@ _NO_TEXT = {
     b"PK\x03\x04": "an archive, such as a Word document; save it as text",
 }
 """What some files begin with that hold text and are none, and what to do."""
-_LIST_MARK = re.compile(r"^\s*(?:[-*•–]|\d{1,3}[.)])\s+")
 _BETWEEN_ITEMS = " \t\r\n,"
 _ID_WORDS = 6
 _ID_LENGTH = 48
@@ -39,8 +39,8 @@ def read_principles(path: Path) -> list[str]:
     """The principles of a file, in its order.
 
     `.json`: a list of texts or of objects with a `text`. `.yaml` and `.yml`: a `principles:` list of the same. `.md`:
-    headings and list items, as `read_markdown` has it. Any other ending: one principle a line, without a list's mark
-    (`-`, `*`, `•`, `1.`, `1)`), leaving out empty lines and those that start with `#`.
+    headings and list items, as `read_markdown` has it. Any other ending: one principle a line, without the mark of a
+    list's item (`- `, `1. `), leaving out empty lines and those that start with `#`.
     """
     content = read_text(path)
     ending = unpacked(path).suffix.lower()
@@ -54,7 +54,7 @@ def read_principles(path: Path) -> list[str]:
     else:
         lines = enumerate(content.split("\n"), start=1)
         written = ((number, line) for number, line in lines if line.strip() and not line.lstrip().startswith("#"))
-        entries = ((number, _LIST_MARK.sub("", line)) for number, line in written)
+        entries = ((number, ITEM_MARK.sub("", line)) for number, line in written)
     try:
         principles = [_checked(value, path, number) for number, value in entries]
     except RecursionError as error:

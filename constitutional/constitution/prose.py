@@ -34,7 +34,7 @@ _CONTENTS = re.compile(r"\S(?:\s{4,}|(?:\s?(?:\.|…|·)){3,}\s*)\d{1,4}\s*$")
 """A line of a table of contents, or a header with the page's number."""
 _ATX = re.compile(r"^ {0,3}(#{1,6})[ \t]+(.+?)[ \t]*(?:\{[^{}]*\})?[ \t]*#*[ \t]*$")
 _NUMBERED = re.compile(r"^(?:(?:section|part|chapter|article)\s+)?(\d{1,3}(?:\.\d{1,3})*)[.)]?\s+(?=\S)", re.IGNORECASE)
-_ITEM = re.compile(r"^\s*(?:[-*+•●▪◦–—]|\d{1,3}[.)]|\(?[a-z]\))\s+(?=\S)")
+ITEM_MARK = re.compile(r"^\s*(?:[-*+•●▪◦–—]|\d{1,3}[.)]|\(?[a-z]\))\s+(?=\S)")
 _MARKS = re.compile(r"(\*\*|__|(?<!\w)[*_](?=\S)|(?<=\S)[*_](?!\w)|`)|!?\[([^\]\n]*)\]\([^)\n]*\)|\[\^[^\]\n]{1,99}\]")
 ENDS = re.compile(r"[.!?:;…][\"'”’)\]]*$")
 SENTENCE_END = re.compile(r"(?<=[.!?…])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9À-Þ])")  # noqa: RUF001 - quotation marks
@@ -138,7 +138,7 @@ def _furniture(lines: Sequence[TextLine], pages: Sequence[int]) -> set[int]:
     repeats: defaultdict[str, list[int]] = defaultdict(list)
     for place, index in enumerate(filled):
         text = lines[index].text.strip()
-        if len(text) <= 120 and not ENDS.search(text) and not _ITEM.match(text) and not _ATX.match(text):
+        if len(text) <= 120 and not ENDS.search(text) and not ITEM_MARK.match(text) and not _ATX.match(text):
             for key in _keys(text):
                 repeats[key].append(place)
     furniture = set(numbers)
@@ -241,7 +241,7 @@ def _groups(lines: Sequence[TextLine]) -> Iterator[list[TextLine]]:
         if fence or text.startswith(("```", "~~~")):
             fence = "" if fence and text.startswith(fence) and not text.strip(fence[0]) else fence or text[:3]
             text = ""
-        begins = bool(_ITEM.match(text) or _ATX.match(text))
+        begins = bool(ITEM_MARK.match(text) or _ATX.match(text))
         ends = bool(group and _ATX.match(group[0].text))
         if group and (not text or begins or ends):
             yield group
@@ -262,11 +262,11 @@ def _kind_of(group: Sequence[TextLine], following: Sequence[TextLine] | None) ->
     names = whole[:1].isupper() or whole[:1].isdigit()
     if short and names and following and not whole.endswith(",") and not ENDS.search(whole):
         numbered = _NUMBERED.match(text)
-        if numbered and not (_ITEM.match(text) and _ITEM.match(following[0].text)):
+        if numbered and not (ITEM_MARK.match(text) and ITEM_MARK.match(following[0].text)):
             return "heading", numbered[1].count(".") + 1
-        if not _ITEM.match(text):
+        if not ITEM_MARK.match(text):
             return "heading", 0
-    return ("item", 0) if _ITEM.match(text) else ("paragraph", 0)
+    return ("item", 0) if ITEM_MARK.match(text) else ("paragraph", 0)
 
 
 def _clean(text: str, kind: str) -> str:
@@ -275,7 +275,7 @@ def _clean(text: str, kind: str) -> str:
     if kind == "heading" and (match := _ATX.match(text)):
         text = match[2]
     if kind == "item":
-        text = _ITEM.sub("", text)
+        text = ITEM_MARK.sub("", text)
     text = _MARKS.sub(lambda match: match[2] or "", text)
     return re.sub(r"[\x00-\x08\x0b-\x1f\x7f]", "", " ".join(text.split()))
 

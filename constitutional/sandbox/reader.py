@@ -52,12 +52,10 @@ Network = Callable[[Sequence[str]], "Tensor"]
 
 
 class Calibration(NamedTuple):
-    """What turns logits into probabilities, fitted on held-out wordings (`reader/calibration.json`)."""
+    """What makes probabilities worth their name, fitted on held-out wordings (`reader/calibration.json`)."""
 
-    sharpness: float
-    """What the encoder's logits are multiplied with."""
-    own_share: float
-    """What the model's own log-probabilities are multiplied with before they are added to the encoder's."""
+    right: tuple[float, ...]
+    """The weights of `understand.signs`, by which a reading of the encoder is right or not."""
     sharpness_alone: float
     """What the model's own log-probabilities are multiplied with where there is no encoder."""
     sure_from: float
@@ -74,7 +72,10 @@ class Scores(NamedTuple):
     """What the encoder makes of one text."""
 
     meanings: tuple[float, ...]
-    """Log-probabilities of `teacher.MEANINGS`."""
+    """Log-probabilities of `teacher.MEANINGS`: the mean of the networks' probabilities. They are too sure of
+    themselves."""
+    evidence: float
+    """For the likeliest meaning: the mean of its log-odds by the networks."""
     two: float
     """The probability that the text asks for two things times that of the second trait, in [0, 1]."""
 
@@ -82,8 +83,8 @@ class Scores(NamedTuple):
 @cache
 def calibration() -> Calibration:
     """The shipped calibration."""
-    loaded: dict[str, float] = json.loads((READER_FOLDER / "calibration.json").read_text(encoding="utf-8"))
-    return Calibration(**{name: loaded[name] for name in Calibration._fields})
+    loaded: dict[str, Any] = json.loads((READER_FOLDER / "calibration.json").read_text(encoding="utf-8"))
+    return Calibration(**loaded | {"right": tuple(loaded["right"])})
 
 
 def encoder_file() -> Path | None:
@@ -102,24 +103,18 @@ def identity() -> str:
     return " ".join([str(VERSION), PACKAGE, importlib.metadata.version(PACKAGE), *map(digest_of, files)])
 
 
-def read(texts: Sequence[str], sharpness: float | None = None) -> list[Scores] | None:
-    """The scores of some texts, each of which a process reads once; None where the encoder is not installed.
-
-    Args:
-        texts: what to read.
-        sharpness: as in `Calibration`; None means the shipped one.
-    """
+def read(texts: Sequence[str]) -> list[Scores] | None:
+    """The scores of some texts, each of which a process reads once; None where the encoder is not installed."""
     file = encoder_file()
     if file is None:
         return None
     if unread := [text for text in dict.fromkeys(texts) if text not in _READ]:
-        _READ.update(zip(unread, logits_of(unread, file), strict=True))
-    sharpness = calibration().sharpness if sharpness is None else sharpness
-    return [scores(_READ[text], sharpness) for text in texts]
+        _READ.update(zip(unread, map(scores, logits_of(unread, file)), strict=True))
+    return [_READ[text] for text in texts]
 
 
-_READ: "Final[dict[str, Tensor]]" = {}
-"""The logits of the texts that this process has read."""
+_READ: Final[dict[str, Scores]] = {}
+"""The scores of the texts that this process has read."""
 
 
 def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
@@ -140,14 +135,16 @@ def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
     return [made[place] for place in range(len(texts))]
 
 
-def scores(logits: "Tensor", sharpness: float) -> Scores:
-    """What the networks' logits, (networks, meanings + 1), come to: the mean of their probabilities."""
-    meanings = (sharpness * logits[:, :-1]).softmax(-1).mean(0)
-    blunt = logits[:, :-1].softmax(-1).mean(0).tolist()  # two wishes share the probability, half each
-    first = MEANINGS[blunt.index(max(blunt))][0]
-    second = max(p for p, (trait, _) in zip(blunt, MEANINGS, strict=True) if trait not in (first, NOTHING[0]))
-    two = float(logits[:, -1].sigmoid().mean())
-    return Scores(tuple(meanings.log().tolist()), two * second)
+def scores(logits: "Tensor") -> Scores:
+    """What the networks' logits, (networks, meanings + 1), come to."""
+    likely = logits[:, :-1].log_softmax(-1)
+    meanings = likely.exp().mean(0)  # two wishes share the probability, half each
+    first = int(meanings.argmax())
+    others = [number for number in range(len(MEANINGS)) if number != first]
+    evidence = likely[:, first] - likely[:, others].logsumexp(-1)
+    apart = [number for number in others if MEANINGS[number][0] not in (MEANINGS[first][0], NOTHING[0])]
+    two = logits[:, -1].sigmoid().mean() * meanings[apart].max()
+    return Scores(tuple(meanings.log().tolist()), float(evidence.mean()), float(two))
 
 
 @cache

@@ -18,6 +18,7 @@ from typing import Final, NamedTuple
 
 from constitutional.base.progress import percent
 from constitutional.base.records import Message
+from constitutional.base.stats import sigmoid
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.engines.base import Completion, Engine, Request
 from constitutional.engines.stories import ask, side_by_side
@@ -174,7 +175,7 @@ def understanding(
     asks_two = None
     if scores:
         asks_two = scores.two >= rule.two_from or (split is not None and split.probability >= rule.split_from)
-    probable = dict(zip(MEANINGS, probabilities(own, scores, rule), strict=True))
+    probable = dict(zip(MEANINGS, probabilities(text, own, scores, rule), strict=True))
     ranked = sorted(((probability, meaning) for meaning, probability in probable.items()), reverse=True)
     (probability, meaning), *others = ranked
     if asks_two:
@@ -193,23 +194,39 @@ def understanding(
         runner_up_probability=next_probability,
         unknown_words=[word for word in _words(text) if word not in known],
         model_reads=in_short(*own_meaning),
-        # A doubtful reading by both is still right more often than the model's alone, and the doubt is said.
+        # A doubtful reading by the encoder is still right more often than the model's, and the doubt is said.
         given=in_known_words(*meaning) if scores is not None and not reads_itself else "",
         asks_two=asks_two,
         halves=(split.first, split.second) if asks_two and split and split.says_both(probable) else None,
     )
 
 
-def probabilities(own: Sequence[float], scores: reader.Scores | None, rule: reader.Calibration) -> list[float]:
-    """What a text means by both readers, for each of `MEANINGS`; by the model's own reading where it reads alone.
+def probabilities(
+    text: str, own: Sequence[float], scores: reader.Scores | None, rule: reader.Calibration
+) -> list[float]:
+    """What a text means, for each of `MEANINGS`: by the encoder, or by the model's own reading where it reads alone.
 
-    Both readers' probabilities are multiplied, those of the model raised to a small power (a product of experts, Hinton
-    2002): where they contradict each other, neither meaning is sure.
+    The encoder is surer than it may be. The probability of what it takes for likeliest is that of a logistic regression
+    on held-out wordings (Platt 1999); the others share the rest as the encoder has it, none more than the likeliest.
     """
     if scores is None:
         return list(map(math.exp, _log_softmax([rule.sharpness_alone * logprob for logprob in own])))
-    both = [theirs + rule.own_share * logprob for theirs, logprob in zip(scores.meanings, own, strict=True)]
-    return list(map(math.exp, _log_softmax(both)))
+    likely = list(map(math.exp, scores.meanings))
+    first = likely.index(max(likely))
+    right = sigmoid(sum(weight * sign for weight, sign in zip(rule.right, signs(text, scores), strict=True)))
+    rest = (1 - right) / max(1e-9, sum(likely) - likely[first])
+    return [right if place == first else min(right, rest * share) for place, share in enumerate(likely)]
+
+
+def signs(text: str, scores: reader.Scores) -> tuple[float, ...]:
+    """What tells whether the encoder reads a text rightly: 1, its evidence, the log of the text's words, and two kinds.
+
+    Readings of long texts are wrong more often, as those are that find a wish to seek a trait; those that find nothing
+    (the last sign) less often. What the model itself reads tells no more.
+    """
+    trait, direction = MEANINGS[scores.meanings.index(max(scores.meanings))]
+    nothing = trait == NOTHING[0]
+    return 1.0, scores.evidence, math.log(len(text.split())), float(direction == "seek" and not nothing), float(nothing)
 
 
 def _log_softmax(logits: Sequence[float]) -> list[float]:
@@ -284,6 +301,12 @@ def negations(text: str) -> int:
     return sum((word in _NEGATIONS and word != "nor") or word.endswith("n't") for word in _tokens(text))
 
 
+_UNMARKED: Final = (
+    "dont doesnt didnt isnt arent wasnt werent wont wouldnt cant couldnt shouldnt mustnt havent hasnt hadnt".split()
+)
+"""Negations that are typed without their apostrophe."""
+
+
 def _is_sure(understanding: Understanding) -> bool:
     rule = reader.calibration()
     return understanding.probability >= (rule.sure_from_alone if understanding.asks_two is None else rule.sure_from)
@@ -318,13 +341,8 @@ def _two_wishes(understanding: Understanding) -> str:
     return f"{what}; write a principle for each"
 
 
-def splits(texts: Sequence[str], sharpness: float | None = None) -> list[Split | None]:
-    """Where to split each text: in whose parts the encoder is surest of two traits; None where it finds the same.
-
-    Args:
-        texts: what to split.
-        sharpness: of the encoder's probabilities; None means the shipped one.
-    """
+def splits(texts: Sequence[str]) -> list[Split | None]:
+    """Where to split each text: in whose parts the encoder is surest of two traits; None where it finds the same."""
     cuts = [
         (text, read[: joint.start()].strip(), read[joint.end() :].strip())
         for text in dict.fromkeys(texts)
@@ -333,7 +351,7 @@ def splits(texts: Sequence[str], sharpness: float | None = None) -> list[Split |
     ]
     cuts = [cut for cut in cuts if all(len(part.split()) > 1 for part in cut[1:])]
     firsts, seconds = ([cut[part] for cut in cuts] for part in (1, 2))
-    parts = [_likeliest_trait(scores) for scores in reader.read([*firsts, *seconds], sharpness) or []]
+    parts = [_likeliest_trait(scores) for scores in reader.read([*firsts, *seconds]) or []]
     best: dict[str, Split] = {}
     for (text, first, second), (meaning, probability), (other, also) in zip(
         cuts, parts, parts[len(cuts) :], strict=False
@@ -410,14 +428,13 @@ def _against(understanding: Understanding) -> list[str]:
 
 
 _NEGATIONS = frozenset(
-    "not no never none nobody nothing neither nor without avoid avoids avoiding refrain refrains refraining don't "
-    "doesn't isn't aren't won't can't cannot shouldn't mustn't stop quit dont doesnt isnt arent wont cant shouldnt "
-    "mustnt".split()
-)
+    "not no never none nobody nothing neither nor without avoid avoids avoiding refrain refrains refraining cannot stop "
+    "quit don't doesn't isn't aren't won't can't shouldn't mustn't".split()
+) | frozenset(_UNMARKED)
 _PROTECTING = frozenset(
     "keep keeps keeping guard guards guarding protect protects protecting respect safeguard".split()
 )
-_NEGATED = re.compile(r"(?:please |and )?(?:never|don't|do not|avoid|no|refrain|stop|without)\b")
+_NEGATED = re.compile(r"(?:please |and )?(?:never|don'?t|do not|avoid|no|refrain|stop|without)\b")
 
 
 def _phrases_in(text: str, trait: str) -> tuple[dict[str, bool], list[str]]:
