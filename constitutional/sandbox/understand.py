@@ -219,10 +219,11 @@ def probabilities(
 
 
 def signs(text: str, scores: reader.Scores) -> tuple[float, ...]:
-    """What tells whether the encoder reads a text rightly: 1, its evidence, the log of the text's words, and two kinds.
+    """What tells whether the encoder reads a text rightly, of which `Calibration.right` has the weights.
 
-    Readings of long texts are wrong more often, as those are that find a wish to seek a trait; those that find nothing
-    (the last sign) less often. What the model itself reads tells no more.
+    These are 1, the evidence, the logarithm of the number of words, whether a trait is to be sought, and whether
+    nothing is asked for. With the same evidence, readings of short texts are wrong more often, and so are wishes to
+    seek. What the model itself reads tells no more.
     """
     trait, direction = MEANINGS[scores.meanings.index(max(scores.meanings))]
     nothing = trait == NOTHING[0]
@@ -428,8 +429,8 @@ def _against(understanding: Understanding) -> list[str]:
 
 
 _NEGATIONS = frozenset(
-    "not no never none nobody nothing neither nor without avoid avoids avoiding refrain refrains refraining cannot stop "
-    "quit don't doesn't isn't aren't won't can't shouldn't mustn't".split()
+    "not no never none nobody nothing neither nor without avoid avoids avoiding refrain refrains refraining cannot "
+    "stop quit don't doesn't isn't aren't won't can't shouldn't mustn't".split()
 ) | frozenset(_UNMARKED)
 _PROTECTING = frozenset(
     "keep keeps keeping guard guards guarding protect protects protecting respect safeguard".split()

@@ -1,4 +1,5 @@
 import random
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -70,11 +71,6 @@ def test_wordings_are_varied_and_the_same_for_the_same_seed() -> None:
     assert len(set(drawn(1))) > 400
 
 
-def held_out() -> list[str]:
-    single = (*principles.free_principles(), *principles.idiomatic_principles(), *principles.short_principles())
-    return [entry["text"] for entry in (*single, *principles.two_wishes())]
-
-
 def near_pairs(texts: Sequence[str], held: Sequence[str]) -> list[tuple[str, str]]:
     """The texts that share two thirds of their words with a held-out wording, with it."""
     words_held = [frozenset(words_of([text])) for text in held]
@@ -99,7 +95,7 @@ def test_no_shipped_text_comes_near_a_held_out_wording() -> None:
     shipped = [text for _, _, text in principles.phrases()]
     shipped += [text for family in (*FAMILIES, NOTHING) for text in principles.whole_wordings(*family)]
     assert len(shipped) > 15_000
-    assert near_pairs(shipped, held_out()) == []
+    assert near_pairs(shipped, principles.held_out_wordings()) == []
 
 
 def test_the_idiomatic_wordings_are_of_every_family_and_style_in_two_parts() -> None:
@@ -110,6 +106,30 @@ def test_the_idiomatic_wordings_are_of_every_family_and_style_in_two_parts() -> 
     assert Counter(entry["part"] for entry in entries) == {"choose": 2739, "measure": 600}
     assert len({entry["text"] for entry in entries}) == 3339
     assert min(Counter(entry["style"] for entry in entries).values()) >= 363  # of nine styles
+
+
+def test_the_short_wordings_and_those_of_two_wishes_are_in_two_parts() -> None:
+    short, two = principles.short_principles(), principles.two_wishes()
+    assert Counter((entry["part"], entry["trait"] == NOTHING[0]) for entry in short) == {
+        ("choose", False): 211,
+        ("choose", True): 146,
+        ("measure", False): 162,
+        ("measure", True): 91,
+    }
+    assert {(entry["trait"], entry["direction"]) for entry in short} == {*FAMILIES, NOTHING}
+    assert max(len(entry["text"].split()) for entry in short if entry["trait"] != NOTHING[0]) == 9
+    assert Counter((entry["part"], len(entry["families"])) for entry in two) == {
+        ("choose", 2): 72,
+        ("choose", 3): 7,
+        ("measure", 2): 68,
+        ("measure", 3): 12,
+    }
+    assert all(tuple(family) in FAMILIES for entry in two for family in entry["families"])
+
+
+def test_no_held_out_wording_stands_in_both_parts_or_twice() -> None:
+    texts = [re.sub(r"[^a-z0-9 ]", "", text.lower()).strip() for text in principles.held_out_wordings()]
+    assert [text for text, count in Counter(texts).items() if count > 1] == []
 
 
 def test_a_free_wording_that_could_be_drawn_is_not(monkeypatch: pytest.MonkeyPatch) -> None:

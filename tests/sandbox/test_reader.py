@@ -8,6 +8,7 @@ import pytest
 from constitutional.base.errors import ModelError
 from constitutional.base.stats import calibration_error
 from constitutional.sandbox import principles, reader, understand
+from constitutional.sandbox.teacher import NOTHING
 
 
 def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says() -> None:
@@ -16,13 +17,32 @@ def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says() 
     assert len(read) == len(rows) == 600
     truths = [(row["trait"], row["direction"]) for row in rows]
     right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
-    assert sum(right) == pytest.approx(569, abs=4)  # rounding may turn a reading or two on another machine
+    assert sum(right) == pytest.approx(567, abs=4)  # rounding may turn a reading or two on another machine
     error = calibration_error([reading.probability for reading in read], [float(each) for each in right])
-    assert error == pytest.approx(0.024, abs=0.006)
+    assert error == pytest.approx(0.010, abs=0.006)
     flagged = [bool(understand.doubts(reading)) for reading in read]
-    assert sum(compress(flagged, right)) == pytest.approx(77, abs=5)
-    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(23, abs=3)  # of 31 misreadings
-    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(8, abs=2)
+    assert sum(compress(flagged, right)) == pytest.approx(80, abs=5)
+    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(25, abs=3)  # of 33 misreadings
+    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(7, abs=2)
+
+
+def test_short_wordings_and_texts_about_nothing_are_read_as_the_card_says() -> None:
+    rows = [row for row in principles.short_principles() if row["part"] == "measure"]
+    read = [reading for reading in understand.understand_texts([row["text"] for row in rows]) if reading]
+    about_nothing = [row["trait"] == NOTHING[0] for row in rows]
+    right = [
+        reading.trait == row["trait"] and (nothing or reading.direction == row["direction"])
+        for reading, row, nothing in zip(read, rows, about_nothing, strict=True)
+    ]
+    assert sum(compress(right, about_nothing)) == pytest.approx(76, abs=2)  # of 91
+    short = [
+        (each, bool(understand.doubts(reading)))
+        for each, reading, nothing in zip(right, read, about_nothing, strict=True)
+        if not nothing
+    ]
+    assert sum(each for each, _ in short) == pytest.approx(152, abs=2)  # of 162
+    assert sum(each and flagged for each, flagged in short) == pytest.approx(21, abs=3)
+    assert sum(flagged and not each for each, flagged in short) == pytest.approx(10, abs=2)  # all misreadings
 
 
 def test_the_model_alone_reads_and_warns_as_the_card_says() -> None:
@@ -33,12 +53,14 @@ def test_the_model_alone_reads_and_warns_as_the_card_says() -> None:
     assert sum(right) == pytest.approx(228, abs=4)
     flagged = [bool(understand.doubts(reading)) for reading in read]
     assert sum(compress(flagged, right)) == pytest.approx(181, abs=5)
-    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(347, abs=5)  # of 372 misreadings
+    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(348, abs=5)  # of 372 misreadings
 
 
 def test_most_texts_of_two_wishes_are_told_from_single_ones() -> None:
-    read = understand.understand_texts([row["text"] for row in principles.two_wishes()])
-    assert sum(bool(reading and reading.asks_two) for reading in read) == pytest.approx(33, abs=1)  # of 40
+    texts = [row["text"] for row in principles.two_wishes() if row["part"] == "measure"]
+    read = [reading for reading in understand.understand_texts(texts) if reading]
+    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(57, abs=2)  # of 80
+    assert sum(bool(understand.doubts(reading)) for reading in read) == pytest.approx(66, abs=2)
 
 
 def test_texts_are_read_the_same_alone_and_together() -> None:

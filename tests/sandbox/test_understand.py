@@ -23,7 +23,7 @@ from constitutional.sandbox.understand import (
     understand_texts,
 )
 
-PLAIN = Calibration(1.0, 0.0, 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
+PLAIN = Calibration((0.0, 1.0, 0.0, 0.0, 0.0), 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
 
 
 @pytest.fixture
@@ -36,7 +36,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def scored(two: float = 0.0, **odds: float) -> Scores:
     """Scores with these odds of meanings such as `avoid_flattery`, and odds of 1 of every other."""
     weights = [odds.get(f"{direction}_{trait}", 1.0) for trait, direction in MEANINGS]
-    return Scores(tuple(math.log(weight / sum(weights)) for weight in weights), two)
+    rest = sum(weights) - max(weights)
+    return Scores(tuple(math.log(weight / sum(weights)) for weight in weights), math.log(max(weights) / rest), two)
 
 
 def fixed(request: Request) -> Completion:
@@ -234,12 +235,10 @@ def test_scores_are_the_mean_of_the_networks_probabilities() -> None:
     logits = torch.full((2, len(MEANINGS) + 1), -40.0)
     logits[:, flattery], logits[0, hedging], logits[1, hedging] = 0.0, 0.0, math.log(1 / 3)
     logits[0, -1], logits[1, -1] = 0.0, 40.0  # two things: 1/2 and 1
-    blunt = reader.scores(logits, 1.0)
-    assert math.exp(blunt.meanings[hedging]) == pytest.approx((1 / 2 + 1 / 4) / 2)
-    assert blunt.two == pytest.approx(3 / 4 * (1 / 2 + 1 / 4) / 2)
-    sharp = reader.scores(logits, 2.0)
-    assert math.exp(sharp.meanings[hedging]) == pytest.approx((1 / 2 + 1 / 10) / 2)
-    assert sharp.two == blunt.two
+    found = reader.scores(logits)
+    assert math.exp(found.meanings[hedging]) == pytest.approx((1 / 2 + 1 / 4) / 2)
+    assert found.evidence == pytest.approx((math.log(1) + math.log(3)) / 2, abs=1e-6)
+    assert found.two == pytest.approx(3 / 4 * (1 / 2 + 1 / 4) / 2)
 
 
 def test_the_model_is_given_other_words_where_it_would_misread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,10 +435,25 @@ def test_the_model_reads_the_words_that_it_is_given_rightly() -> None:
         assert max(logprobs) > math.log(0.95)
 
 
-def test_what_both_readers_say_is_multiplied() -> None:
-    # √0.9 · 0.3 = 0.2846 and √0.1 · 0.7 = 0.2214, of 0.5060
-    rule = PLAIN._replace(own_share=0.5)
-    scores = Scores((math.log(0.3), math.log(0.7)), 0.0)
-    assert probabilities([math.log(0.9), math.log(0.1)], scores, rule) == pytest.approx([0.5625, 0.4375], abs=1e-4)
-    assert probabilities([math.log(0.9), math.log(0.1)], scores, PLAIN) == pytest.approx([0.3, 0.7])
-    assert probabilities([math.log(0.9), math.log(0.1)], None, PLAIN) == pytest.approx([0.9, 0.1])
+def test_the_probability_is_that_of_being_right_and_the_others_share_the_rest() -> None:
+    # odds of 2 · 61/39 · 3 words / 4, for a wish to seek
+    rule = PLAIN._replace(right=(math.log(2), 1.0, 1.0, -math.log(4), math.log(5)))
+    scores = scored(seek_flattery=61.0, avoid_flattery=20.0)  # and 19 others, of 100
+    seek, avoid = (MEANINGS.index(("flattery", way)) for way in ("seek", "avoid"))
+    probable = probabilities("Praise them all.", (), scores, rule)
+    odds = 2 * 61 / 39 * 3 / 4
+    assert probable[seek] == pytest.approx(odds / (1 + odds))
+    assert probable[avoid] == pytest.approx(20 / 39 / (1 + odds))
+    assert sum(probable) == pytest.approx(1)
+    # 2 · 80/20 · 3 words · 5, for nothing
+    nothing = probabilities("Answer in French.", (), scored(avoid_nothing=80.0), rule)
+    assert nothing[MEANINGS.index(NOTHING)] == pytest.approx(120 / 121)
+    # nothing is likelier than the likeliest: 20/39 of 9/10 is
+    doubted = probabilities("Praise.", (), scores, PLAIN._replace(right=(-math.log(9), 0.0, 0.0, 0.0, 0.0)))
+    assert [doubted[seek], doubted[avoid]] == pytest.approx([0.1, 0.1])
+
+
+def test_the_model_alone_is_as_sure_as_its_sharpness_makes_it() -> None:
+    own = [math.log(0.9), math.log(0.1)]
+    assert probabilities("", own, None, PLAIN) == pytest.approx([0.9, 0.1])
+    assert probabilities("", own, None, PLAIN._replace(sharpness_alone=0.5)) == pytest.approx([0.75, 0.25])

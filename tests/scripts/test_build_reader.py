@@ -6,24 +6,30 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from constitutional.sandbox import principles, reader
-from constitutional.sandbox.teacher import FAMILIES, MEANINGS
+from constitutional.sandbox import principles, reader, understand
+from constitutional.sandbox.reader import Scores
+from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING
 from scripts import build_reader
 from scripts.build_reader import Case, Example, Read
-from tests.sandbox.test_principles import held_out, near_pairs
+from tests.sandbox.test_principles import near_pairs
 
 
 def test_an_epoch_holds_all_opposed_wordings_some_plain_ones_and_texts_of_two_principles() -> None:
     made = build_reader.examples(random.Random(1))
     texts = {example.text for example in made if len(example.families) == 1}
     opposed = {text for family in MEANINGS for text in principles.opposed_wordings(*family)}
-    assert 0.65 < len(texts & opposed) / len(opposed) < 0.8  # the others are typed with slips, or in haste
-    plain = {text for family in MEANINGS for text in principles.plain_wordings(*family)}
+    terse = {text for family in FAMILIES for text in principles.terse_wordings(*family)}
+    nothing = set(principles.plain_wordings(*NOTHING))
+    for whole in (opposed, terse, nothing):
+        assert 0.65 < len(texts & whole) / len(whole) < 0.8  # the others are typed with slips, or in haste
+    plain = {text for family in FAMILIES for text in principles.plain_wordings(*family)}
     assert 0.65 * build_reader.PLAIN < len(texts & plain) / len(plain) < 0.8 * build_reader.PLAIN
-    two = [example for example in made if len(example.families) == 2]
-    assert len(two) / build_reader.JOINED == pytest.approx(0.6, abs=0.05)
-    assert all(first[0] != second[0] for first, second in (example.families for example in two))
-    assert near_pairs([example.text for example in made], held_out()) == []
+    several = [example.families for example in made if len(example.families) > 1]
+    assert len(several) / build_reader.JOINED == pytest.approx(0.6, abs=0.05)
+    three = [families for families in several if len(families) == 3]
+    assert len(three) / build_reader.JOINED == pytest.approx(0.6 * build_reader.LISTED / 3, abs=0.03)
+    assert all(len({trait for trait, _ in families}) == len(families) for families in several)
+    assert near_pairs([example.text for example in made], principles.held_out_wordings()) == []
     again = build_reader.examples(random.Random(1))
     assert [example.text for example in again] == [example.text for example in made]
 
@@ -63,6 +69,70 @@ def test_two_wishes_share_the_target() -> None:
     assert float(loss) == pytest.approx(meanings - 0.5 * math.log(4 / 5), abs=1e-5)
 
 
+def test_three_wishes_share_it_too_and_are_more_than_one() -> None:
+    logits = torch.zeros(1, len(MEANINGS) + 1)
+    logits[0, [0, 3, 5]] = math.log(6)  # 18 of 36
+    logits[0, -1] = math.log(4)
+    target = [(0.97 * (index in (0, 3, 5)) / 3) + 0.03 / 21 for index in range(21)]
+    odds = [6.0 if index in (0, 3, 5) else 1.0 for index in range(21)]
+    meanings = -sum(t * math.log(o / 36) for t, o in zip(target, odds, strict=True))
+    loss = build_reader.loss_of(logits, [Example("x", MEANINGS[0], MEANINGS[3], MEANINGS[5])])
+    assert float(loss) == pytest.approx(meanings - 0.5 * math.log(4 / 5), abs=1e-5)
+
+
+def test_a_list_has_one_mark_between_all_its_texts() -> None:
+    rng = random.Random(6)
+    made = {build_reader.listed(rng, ["Be brief.", "No praise.", "Never lecture"]) for _ in range(300)}
+    assert {"Be brief. No praise. Never lecture", "Be brief, no praise, never lecture."} < made
+    assert "Be brief\n- No praise\n- Never lecture" in made
+    assert not any(", " in text and "; " in text for text in made)
+
+
+class SmallNetwork(torch.nn.Module):
+    """Stands in the place of the reader: what it makes of a text depends on its length."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.head = torch.nn.Linear(1, 4), torch.nn.Linear(4, len(MEANINGS) + 1)
+        self.most = most
+
+    def forward(self, texts: list[str]) -> torch.Tensor:
+        """Until it has been asked too often."""
+        self.most -= 1
+        if self.most < 0:
+            raise KeyboardInterrupt
+        lengths = torch.tensor([[float(len(text))] for text in texts])
+        logits: torch.Tensor = self.head(torch.nn.functional.dropout(self.encoder(lengths), 0.5))
+        return logits
+
+
+def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def trained(most: int) -> dict[str, torch.Tensor]:
+        network = SmallNetwork(most)
+        build_reader.learn(network, 0)  # type: ignore[arg-type] # of which it needs as much as this has
+        return network.state_dict()
+
+    examples = [Example("x" * length, MEANINGS[length % 7]) for length in range(1, 41)]
+    monkeypatch.setattr(build_reader, "examples", lambda _: examples)
+    monkeypatch.setattr(build_reader, "BATCH", 4)  # 20 steps in two epochs
+    monkeypatch.setattr(build_reader, "KEPT_EVERY", 6)
+    monkeypatch.setattr(build_reader, "WORK", tmp_path / "whole")
+    build_reader.WORK.mkdir()
+    whole = trained(20)
+    monkeypatch.setattr(build_reader, "WORK", tmp_path / "stopped")
+    build_reader.WORK.mkdir()
+    with pytest.raises(KeyboardInterrupt):
+        trained(15)
+    again = trained(8)  # from step 12 on
+    assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+    monkeypatch.setattr(build_reader, "RATE", 1e-3)
+    other = trained(20)  # with another rate it begins anew
+    assert not torch.equal(other["head.bias"], whole["head.bias"])
+
+
 def test_batches_hold_every_text_once() -> None:
     made = [Example("x" * length, MEANINGS[0]) for length in range(100)]
     batched = list(build_reader.batches(random.Random(0), made))
@@ -89,34 +159,37 @@ def test_what_is_written_is_read_as_it_was_trained(tmp_path: Path) -> None:
         assert not torch.allclose(written, trained(texts), atol=0.01)
 
 
-def made_up(*, right: bool, own: float) -> Case:
+def made_up(right: bool, own: float, text: str = "Spare me the sermon.") -> Case:
     """A text that the encoder reads as the first meaning with odds of e, and the model as it with odds of e^own."""
-    logits = torch.full((1, len(MEANINGS) + 1), -200.0)
-    logits[0, 0], logits[0, 1] = 1.0, 0.0
-    return Case(
-        "Spare me the sermon.",
-        MEANINGS[0] if right else MEANINGS[1],
-        logits,
-        [own, 0.0, *[-200.0] * (len(MEANINGS) - 2)],
-    )
+    wrong = len(MEANINGS) - 1
+    meanings = [math.log(math.e / (1 + math.e)), math.log(1 / (1 + math.e)), *[-200.0] * (wrong - 1)]
+    own_logprobs = [own, 0.0, *[-200.0] * (wrong - 1)]
+    return Case(text, MEANINGS[0] if right else MEANINGS[1], Scores(tuple(meanings), 1.0, 0.0), own_logprobs)
 
 
-def test_calibration_is_the_sharpness_under_which_the_truth_is_most_probable(monkeypatch: pytest.MonkeyPatch) -> None:
-    # 3 of 4 are right: the odds should be 3, so the sharpness is log 3, in steps of 0.1 and 0.05
-    found = [made_up(right=True, own=1.0)] * 3 + [made_up(right=False, own=1.0)]
+def test_a_reading_is_as_probable_as_it_is_often_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    # of the short texts 3 of 4 are right, of the long ones 9 of 10
+    short = [made_up(True, 1.0)] * 3 + [made_up(False, 1.0)]
+    long = [made_up(True, 1.0, "word " * 50)] * 9 + [made_up(False, 1.0, "word " * 50)]
+    found = 10 * short + 4 * long
     monkeypatch.setattr(build_reader, "cases", lambda *_: found)
+    monkeypatch.setattr(build_reader, "RIDGE", 0.0)
     rule = build_reader.calibrate()
-    assert rule.sharpness + rule.own_share == pytest.approx(math.log(3), abs=0.05)
-    assert rule.sure_from == pytest.approx(0.75, abs=0.01)  # a warning for one of them would be for all
-    assert rule.sharpness_alone == pytest.approx(math.log(3), abs=0.03)
-    assert rule.sure_from_alone == pytest.approx(0.75, abs=0.01)
+    for case, right in ((short[0], 0.75), (long[0], 0.9)):
+        probable = understand.probabilities(case.text, case.own, case.scores, rule)
+        assert max(probable) == pytest.approx(right, abs=0.001)
+    assert rule.sure_from == pytest.approx(0.75, abs=0.002)  # a warning for one of the short ones would be for all
+    # all in all 66 of 80 are right: the odds should be 66/14, and the sharpness its logarithm, in steps of 0.05
+    assert rule.sharpness_alone == pytest.approx(math.log(66 / 14), abs=0.03)
+    assert rule.sure_from_alone == pytest.approx(66 / 80, abs=0.01)
 
 
-def test_the_model_s_own_reading_counts_where_it_tells_right_from_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [made_up(right=True, own=4.0)] * 3 + [made_up(right=False, own=-4.0)]
-    monkeypatch.setattr(build_reader, "cases", lambda *_: found)
-    assert build_reader.calibrate().own_share == pytest.approx(0.3)  # as much as there may be
-    assert MEANINGS[0] in FAMILIES
+def test_texts_about_nothing_are_no_matter_for_the_bound() -> None:
+    about_nothing = made_up(True, 1.0)._replace(family=NOTHING)
+    rule = reader.Calibration((0.0, 1.0, 0.0, 0.0, 0.0), 1.0, 0.5, 0.5, two_from=1.0, split_from=1.0)
+    made = build_reader.readings([about_nothing, made_up(True, 1.0), made_up(False, 1.0)], rule)
+    assert [reading.right for reading in made] == [True, False]
+    assert made[0].probability == pytest.approx(math.e / (1 + math.e))
 
 
 def read(right: bool, *probabilities: float, two: bool = False) -> list[Read]:
