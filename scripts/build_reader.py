@@ -1,6 +1,6 @@
 """Rebuild the sandbox's reader from nothing: the low-rank changes of a language model's layers, and its calibration.
 
-    python scripts/build_reader.py                          networks 85 minutes on two cores, calibration 11 more
+    python scripts/build_reader.py                          networks 100 minutes on two cores, calibration 20 more
     python scripts/build_reader.py --calibrate              the calibration alone, with the networks as they are
 
 Stopped and started again it goes on from the last state that it kept in `build/reader`. It begins anew with other
