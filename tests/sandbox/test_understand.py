@@ -19,6 +19,7 @@ from constitutional.sandbox.understand import (
     negations,
     own_readings,
     probabilities,
+    signs,
     splits,
     understand_texts,
 )
@@ -284,12 +285,12 @@ def test_a_reading_of_little_probability_is_doubtful(monkeypatch: pytest.MonkeyP
 def test_a_doubtful_text_of_two_negations_is_better_said_without(monkeypatch: pytest.MonkeyPatch) -> None:
     double = read_as_scored(monkeypatch, "Don't ever forget not to be sweet.", scored(avoid_flattery=28.0))
     assert doubts(double) == [
-        "the model is unsure; it may also mean: seek verbosity (2%); say it without a double negation"
+        "the model is unsure; it may also mean: avoid harmful compliance (2%); say it without a double negation"
     ]
     assert doubts(read_as_scored(monkeypatch, "Don't ever forget not to be sweet.", scored(avoid_flattery=40.0))) == []
     for single in ("Flatter nobody; waffle never.", "Neither flatter nor lecture."):
         (doubt,) = doubts(read_as_scored(monkeypatch, single, scored(avoid_flattery=28.0)))
-        assert doubt == "the model is unsure; it may also mean: seek verbosity (2%)"
+        assert doubt == "the model is unsure; it may also mean: avoid harmful compliance (2%)"
 
 
 def test_a_text_that_cannot_be_cut_may_mean_two_things_and_asks_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -324,7 +325,7 @@ def test_negations_are_counted_as_they_are_typed() -> None:
             "DON'T, without it.",
             "Knot a notion.",
             "Neither this nor that.",
-            "u cant, dont",
+            "u cant, wouldnt",
         )
     ] == [1, 2, 2, 0, 1, 2]
 
@@ -451,6 +452,20 @@ def test_the_probability_is_that_of_being_right_and_the_others_share_the_rest() 
     # nothing is likelier than the likeliest: 20/39 of 9/10 is
     doubted = probabilities("Praise.", (), scores, PLAIN._replace(right=(-math.log(9), 0.0, 0.0, 0.0, 0.0)))
     assert [doubted[seek], doubted[avoid]] == pytest.approx([0.1, 0.1])
+
+
+def test_a_doubted_reading_is_still_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
+    doubting = PLAIN._replace(right=(-math.log(9), 0.0, 0.0, 0.0, 0.0))
+    understood = read_as_scored(monkeypatch, "Doubt.", scored(avoid_hedging=52.0, seek_hedging=46.0), doubting)
+    assert (understood.trait, understood.direction, understood.runner_up) == ("hedging", "avoid", "seek hedging")
+    assert understood.given == "Avoid hedging."
+    assert [understood.probability, understood.runner_up_probability] == pytest.approx([0.1, 0.1])
+
+
+def test_words_beyond_the_encoder_s_reach_are_no_evidence() -> None:
+    scores = scored(avoid_flattery=61.0)
+    assert signs("word " * 500, scores) == signs("word " * 96, scores)
+    assert signs("", scores)[2] == 0.0
 
 
 def test_the_model_alone_is_as_sure_as_its_sharpness_makes_it() -> None:

@@ -11,6 +11,7 @@ from constitutional.sandbox.reader import Scores
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING
 from scripts import build_reader
 from scripts.build_reader import Case, Example, Read
+from scripts.sandbox_training.corpus import Family
 from tests.sandbox.test_principles import near_pairs
 
 
@@ -110,27 +111,33 @@ class SmallNetwork(torch.nn.Module):
 def test_a_training_that_is_stopped_goes_on_as_if_it_had_not_been(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def trained(most: int) -> dict[str, torch.Tensor]:
+    def trained(most: int, name: str) -> dict[str, torch.Tensor]:
         network = SmallNetwork(most)
-        build_reader.learn(network, 0)  # type: ignore[arg-type] # of which it needs as much as this has
+        build_reader.learn(network, 0, tmp_path / name)  # type: ignore[arg-type] # it needs as much as this has
+        assert network.most == 0
         return network.state_dict()
 
     examples = [Example("x" * length, MEANINGS[length % 7]) for length in range(1, 41)]
     monkeypatch.setattr(build_reader, "examples", lambda _: examples)
     monkeypatch.setattr(build_reader, "BATCH", 4)  # 20 steps in two epochs
     monkeypatch.setattr(build_reader, "KEPT_EVERY", 6)
-    monkeypatch.setattr(build_reader, "WORK", tmp_path / "whole")
-    build_reader.WORK.mkdir()
-    whole = trained(20)
-    monkeypatch.setattr(build_reader, "WORK", tmp_path / "stopped")
-    build_reader.WORK.mkdir()
+    whole = trained(20, "whole")
     with pytest.raises(KeyboardInterrupt):
-        trained(15)
-    again = trained(8)  # from step 12 on
+        trained(15, "stopped")
+    again = trained(8, "stopped")  # from step 12 on
     assert all(torch.equal(again[name], weight) for name, weight in whole.items())
+
+
+def test_other_texts_meanings_or_settings_are_another_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = build_reader.examples(random.Random(0))
+    monkeypatch.setattr(build_reader, "examples", lambda _: made)
+    recipes = [build_reader.recipe(), build_reader.recipe()]
+    monkeypatch.setattr(build_reader, "examples", lambda _: [Example(made[0].text, NOTHING, NOTHING), *made[1:]])
+    recipes.append(build_reader.recipe())
     monkeypatch.setattr(build_reader, "RATE", 1e-3)
-    other = trained(20)  # with another rate it begins anew
-    assert not torch.equal(other["head.bias"], whole["head.bias"])
+    recipes.append(build_reader.recipe())
+    assert recipes[0] == recipes[1]
+    assert len(set(recipes)) == 3
 
 
 def test_batches_hold_every_text_once() -> None:
@@ -159,18 +166,20 @@ def test_what_is_written_is_read_as_it_was_trained(tmp_path: Path) -> None:
         assert not torch.allclose(written, trained(texts), atol=0.01)
 
 
-def made_up(right: bool, own: float, text: str = "Spare me the sermon.") -> Case:
-    """A text that the encoder reads as the first meaning with odds of e, and the model as it with odds of e^own."""
-    wrong = len(MEANINGS) - 1
-    meanings = [math.log(math.e / (1 + math.e)), math.log(1 / (1 + math.e)), *[-200.0] * (wrong - 1)]
-    own_logprobs = [own, 0.0, *[-200.0] * (wrong - 1)]
-    return Case(text, MEANINGS[0] if right else MEANINGS[1], Scores(tuple(meanings), 1.0, 0.0), own_logprobs)
+def made_up(
+    right: bool, text: str = "Spare me the sermon.", *, meaning: Family = MEANINGS[0], odds: float = 1.0
+) -> Case:
+    """A text that the encoder reads as a meaning, with odds of e to this power, and the model with odds of e."""
+    other = MEANINGS[0] if meaning == MEANINGS[1] else MEANINGS[1]
+    meanings = [{meaning: -0.1, other: -2.0}.get(each, -200.0) for each in MEANINGS]
+    own = [{meaning: 1.0, other: 0.0}.get(each, -200.0) for each in MEANINGS]
+    return Case(text, meaning if right else other, Scores(tuple(meanings), odds, 0.0), own)
 
 
 def test_a_reading_is_as_probable_as_it_is_often_right(monkeypatch: pytest.MonkeyPatch) -> None:
     # of the short texts 3 of 4 are right, of the long ones 9 of 10
-    short = [made_up(True, 1.0)] * 3 + [made_up(False, 1.0)]
-    long = [made_up(True, 1.0, "word " * 50)] * 9 + [made_up(False, 1.0, "word " * 50)]
+    short = [made_up(True)] * 3 + [made_up(False)]
+    long = [made_up(True, "word " * 50)] * 9 + [made_up(False, "word " * 50)]
     found = 10 * short + 4 * long
     monkeypatch.setattr(build_reader, "cases", lambda *_: found)
     monkeypatch.setattr(build_reader, "RIDGE", 0.0)
@@ -184,10 +193,27 @@ def test_a_reading_is_as_probable_as_it_is_often_right(monkeypatch: pytest.Monke
     assert rule.sure_from_alone == pytest.approx(66 / 80, abs=0.01)
 
 
+def test_every_sign_has_a_weight_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    (seek,) = (meaning for meaning in MEANINGS if meaning == ("flattery", "seek"))
+    # right ones of ten, by evidence of 1 and of 3, for a wish to seek and for nothing
+    rates = {(MEANINGS[0], 1.0): 6, (MEANINGS[0], 3.0): 9, (seek, 1.0): 4, (NOTHING, 1.0): 8}
+    found = [
+        made_up(number < right, "word", meaning=meaning, odds=odds)
+        for (meaning, odds), right in rates.items()
+        for number in range(10)
+    ]
+    monkeypatch.setattr(build_reader, "RIDGE", 0.0)
+    constant, evidence, _, seeks, nothing = build_reader.weights_of(found)
+    assert constant + evidence == pytest.approx(math.log(6 / 4), abs=0.002)
+    assert constant + 3 * evidence == pytest.approx(math.log(9), abs=0.003)
+    assert constant + evidence + seeks == pytest.approx(math.log(4 / 6), abs=0.003)
+    assert constant + evidence + nothing == pytest.approx(math.log(8 / 2), abs=0.003)
+
+
 def test_texts_about_nothing_are_no_matter_for_the_bound() -> None:
-    about_nothing = made_up(True, 1.0)._replace(family=NOTHING)
+    about_nothing = made_up(True)._replace(family=NOTHING)
     rule = reader.Calibration((0.0, 1.0, 0.0, 0.0, 0.0), 1.0, 0.5, 0.5, two_from=1.0, split_from=1.0)
-    made = build_reader.readings([about_nothing, made_up(True, 1.0), made_up(False, 1.0)], rule)
+    made = build_reader.readings([about_nothing, made_up(True), made_up(False)], rule)
     assert [reading.right for reading in made] == [True, False]
     assert made[0].probability == pytest.approx(math.e / (1 + math.e))
 
