@@ -145,7 +145,7 @@ def check_meanings(meanings: Sequence[PrincipleMeaning], as_written: Collection[
         return
     number = counted(len({meaning.principle for meaning in doubtful}), "principle")
     error = RunError(
-        f"the meaning of {number} is doubtful, and a wrong one would be trained; reword what is misread in "
+        f"the meaning of {number} is doubtful, and a wrong one, or none, would be trained; reword what is misread in "
         "the constitution file, or type understanding=warn to train on it as it is read"
     )
     for meaning in doubtful:
@@ -162,8 +162,9 @@ def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
         known = (trait.replace(" ", "_"), direction)
         if family and known in FAMILIES:
             # Without the encoder most wordings are read with doubt, and none is near.
-            wordings = [understand.in_known_words(*known), *understand.nearest_wordings(meaning.words, *known)]
-            yield f"to {family}, others write: " + "; ".join(f'"{shown(wording)}"' for wording in wordings[:3])
+            plain = understand.read_without_doubt([understand.in_known_words(*known)], *known)
+            if wordings := [*plain, *understand.nearest_wordings(meaning.words, *known)]:
+                yield f"to {family}, others write: " + "; ".join(f'"{shown(wording)}"' for wording in wordings[:3])
 
 
 # Any model

@@ -126,10 +126,23 @@ def understand_texts(
     scores = dict(zip(readable, reader.read(readable) or [], strict=False))  # none without the encoder
     halves = dict(zip(readable, splits(readable), strict=True))
     rule = reader.calibration()
-    return [
+    understood = [
         understanding(text, own[text], scores.get(text), rule, halves.get(text)) if own[text] else None
         for text in texts
     ]
+    return [found and _with_sure_halves(found, halves.get(found.text), rule) for found in understood]
+
+
+def _with_sure_halves(understanding: Understanding, split: Split | None, rule: reader.Calibration) -> Understanding:
+    """The same without halves where one of them, typed by itself, would be doubtful or mean something else."""
+    if understanding.halves is None or split is None:
+        return understanding
+    read = reader.read(understanding.halves) or []
+    sure = all(
+        scores.likeliest == meaning and confidence(text, scores, rule) >= rule.sure_from
+        for text, scores, meaning in zip(understanding.halves, read, split.meanings, strict=True)
+    )
+    return understanding if sure else understanding._replace(halves=None)
 
 
 def own_readings(
@@ -214,9 +227,14 @@ def probabilities(
         return list(map(math.exp, _log_softmax([rule.sharpness_alone * logprob for logprob in own])))
     likely = list(map(math.exp, scores.meanings))
     first = MEANINGS.index(scores.likeliest)
-    right = sigmoid(sum(weight * sign for weight, sign in zip(rule.right, signs(text, scores), strict=True)))
+    right = confidence(text, scores, rule)
     rest = (1 - right) / (sum(likely[:first]) + sum(likely[first + 1 :]))
     return [right if place == first else min(right, rest * share) for place, share in enumerate(likely)]
+
+
+def confidence(text: str, scores: reader.Scores, rule: reader.Calibration) -> float:
+    """The probability that the text means what the encoder takes for likeliest, in [0, 1]."""
+    return sigmoid(sum(weight * sign for weight, sign in zip(rule.right, signs(text, scores), strict=True)))
 
 
 def signs(text: str, scores: reader.Scores) -> tuple[float, ...]:
@@ -267,13 +285,17 @@ def nearest_wordings(text: str, trait: str, direction: Direction, count: int = 3
 
     ranked = sorted(zip(wordings, plain, strict=True), key=lambda pair: -likeness(pair[0]))
     nearest = [wording for _, wording in ranked[: 5 * count]]
-    read = zip(nearest, understand_texts(nearest), strict=True)
-    sure = [
-        wording
-        for wording, found in read
+    return read_without_doubt(nearest, trait, direction)[:count]
+
+
+def read_without_doubt(texts: Sequence[str], trait: str, direction: Direction) -> list[str]:
+    """Those of the texts that are taken for certain to mean this."""
+    read = zip(texts, understand_texts(texts), strict=True)
+    return [
+        text
+        for text, found in read
         if found and (found.trait, found.direction) == (trait, direction) and not doubts(found)
     ]
-    return sure[:count]
 
 
 USUAL: Final = 5

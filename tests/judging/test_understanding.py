@@ -360,6 +360,11 @@ def test_where_nobody_words_it_surely_the_sandbox_s_own_words_stand_in(monkeypat
     with pytest.raises(RunError) as refused:
         check_meanings([meaning])
     assert refused.value.__notes__[1:] == ['to seek flattery, others write: "Aim for flattery."']
+    # which are no example where they are read with doubt themselves
+    monkeypatch.setattr("constitutional.sandbox.understand.read_without_doubt", lambda *_: [])
+    with pytest.raises(RunError) as refused:
+        check_meanings([meaning])
+    assert len(refused.value.__notes__) == 1
 
 
 def test_a_principle_is_refused_only_for_what_is_said() -> None:

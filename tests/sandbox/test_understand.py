@@ -331,9 +331,11 @@ def test_negations_are_counted_as_they_are_typed() -> None:
 
 
 def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "calibration", lambda: PLAIN)
     parts = {
         "No sugar": scored(avoid_flattery=90.0),
         "keep it short please.": scored(avoid_verbosity=95.0),
+        "Keep it short please.": scored(avoid_verbosity=95.0),
         "No sugar, and keep it short": scored(avoid_flattery=30.0),
         "be nice.": scored(avoid_rudeness=95.0),
     }
@@ -358,6 +360,7 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_parts_that_say_something_else_than_the_whole_are_no_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "calibration", lambda: PLAIN)
     text = "Never flatter people and lecture them."
     parts = {"Never flatter people": scored(avoid_flattery=90.0), "lecture them.": scored(seek_moralizing=90.0)}
     turned = scored(two=0.9, avoid_flattery=50.0, avoid_moralizing=40.0, seek_moralizing=30.0)
@@ -366,8 +369,11 @@ def test_parts_that_say_something_else_than_the_whole_are_no_advice(monkeypatch:
         "it asks for two things, and the model reads one of them; write a principle for each"
     ]
     same = scored(two=0.9, avoid_flattery=50.0, avoid_moralizing=30.0, seek_moralizing=40.0)
+    parts |= {"Lecture them.": parts["lecture them."]}
     monkeypatch.setattr(reader, "read", lambda texts, *_: [parts.get(text, same) for text in texts])
     assert understand_one(text).halves == ("Never flatter people", "Lecture them.")
+    parts |= {"Lecture them.": scored(avoid_rudeness=90.0)}  # what is typed is read in another way
+    assert understand_one(text).halves is None
     unsure = {"Never flatter people": scored(avoid_flattery=30.0), "lecture them.": scored(seek_moralizing=30.0)}
     monkeypatch.setattr(reader, "read", lambda texts, *_: [unsure.get(text, same) for text in texts])
     assert understand_one(text).halves is None  # (31 / 50)² = 0.38
