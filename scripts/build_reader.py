@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from constitutional.sandbox import principles, reader, understand
-from constitutional.sandbox.reader import READER_FOLDER, UNCHANGED, encoder_file
+from constitutional.sandbox.reader import READ, READER_FOLDER, UNCHANGED, encoder_file
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING
 from scripts.sandbox_training.corpus import Family
 
@@ -84,7 +84,7 @@ class Example:
 def examples(rng: random.Random) -> list[Example]:
     """An epoch's texts in random order."""
     made = []
-    for family in MEANINGS:
+    for family in READ:
         plain = principles.plain_wordings(*family)
         share = 1.0 if family == NOTHING else PLAIN
         drawn = rng.sample(plain, round(share * len(plain)))
@@ -119,7 +119,7 @@ def joined(rng: random.Random) -> Example:
     else:
         joint, ends = rng.choice(JOINTS), one(rng, second)
         if not joint.startswith((".", " ", "\n")):
-            ends = ends[:1].lower() + ends[1:]
+            ends = lowered(ends)
         text = one(rng, first).rstrip(".") + joint + ends
     return Example(typed(rng, text), *dict.fromkeys((first, second)))
 
@@ -127,10 +127,17 @@ def joined(rng: random.Random) -> Example:
 def listed(rng: random.Random, texts: Sequence[str]) -> str:
     """Short texts behind each other, with the same mark between them."""
     mark = rng.choice(LIST_MARKS)
-    first, *others = (text.rstrip(".") for text in texts)
+    first, *others = (text.rstrip(".!") for text in texts)
     if mark[0] in ",; " and rng.random() < 0.8:
-        others = [other[:1].lower() + other[1:] for other in others]
-    return mark.join([first, *others]) + rng.choice((".", ""))
+        others = [lowered(other) for other in others]
+    begins = mark.removeprefix("\n") if mark.startswith("\n-") else ""
+    return begins + mark.join([first, *others]) + rng.choice((".", ""))
+
+
+def lowered(text: str) -> str:
+    """The text with its first letter small, as within a sentence; `I` and `GDPR` stay as they are."""
+    word = text.split(" ", 1)[0]
+    return text if word[1:2].isupper() or word.partition("'")[0] == "I" else text[:1].lower() + text[1:]
 
 
 def typed(rng: random.Random, text: str) -> str:
@@ -188,10 +195,10 @@ class Reader(nn.Module):
                     if isinstance(matrix, nn.Linear):
                         changed = self.changed[f"layers.{number}.{part}.{name}"] = LowRank(matrix)
                         setattr(layer.get_submodule(part), name, changed)
-        self.head = nn.Linear(encoder.config.hidden_size, len(MEANINGS) + 1)
+        self.head = nn.Linear(encoder.config.hidden_size, len(READ) + 1)
 
     def forward(self, texts: Sequence[str]) -> Tensor:
-        """(B, meanings + 1): logits of the meanings, and of asking for more than one thing."""
+        """(B, `READ` + 1): logits of the meanings, and of asking for more than one thing."""
         mean = reader.mean_states(self.tokenizer, self.encoder, texts)
         logits: Tensor = self.head(F.dropout(mean, 0.1, self.training))
         return logits
@@ -218,10 +225,10 @@ def batches(rng: random.Random, made: Sequence[Example]) -> Iterator[Sequence[Ex
 
 def loss_of(logits: Tensor, made: Sequence[Example]) -> Tensor:
     """Cross-entropy of the meanings, in equal parts where there are several, and of asking for more than one thing."""
-    target = torch.zeros(len(made), len(MEANINGS))
+    target = torch.zeros(len(made), len(READ))
     for row, example in enumerate(made):
         for family in example.families:
-            target[row, MEANINGS.index(family)] += 1 / len(example.families)
+            target[row, READ.index(family)] += 1 / len(example.families)
     two = torch.tensor([float(len(example.families) > 1) for example in made])
     meanings = F.cross_entropy(logits[:, :-1], target, label_smoothing=0.03)
     return meanings + 0.5 * F.binary_cross_entropy_with_logits(logits[:, -1], two)
@@ -304,7 +311,7 @@ class Case(NamedTuple):
 
 def cases(part: str) -> list[Case]:
     """What both readers make of a part of the held-out wordings."""
-    every = (*principles.idiomatic_principles(), *principles.short_principles())
+    every = (*principles.idiomatic_principles(), *principles.short_principles(), *principles.only_avoided_principles())
     rows = [row for row in every if row["part"] == part]
     texts = [row["text"] for row in rows]
     scores = reader.read(texts)
@@ -315,7 +322,7 @@ def cases(part: str) -> list[Case]:
 
 def family_of(row: Mapping[str, str]) -> Family:
     """What a held-out wording means."""
-    return next(family for family in MEANINGS if family == (row["trait"], row["direction"]))
+    return next(family for family in READ if family == (row["trait"], row["direction"]))
 
 
 class Read(NamedTuple):
@@ -328,10 +335,10 @@ class Read(NamedTuple):
 
 
 def readings(found: Sequence[Case], rule: reader.Calibration, *, alone: bool = False) -> list[Read]:
-    """What the texts that ask for something are taken to mean: where nothing is found, that is said in any case."""
+    """What the texts that ask for something that the model knows are taken to mean; of other readings that is said."""
     made = []
     for case in found:
-        if case.family != NOTHING:
+        if case.family in FAMILIES:
             scores = None if alone else case.scores
             read = understand.understanding(case.text, case.own, scores, rule, case.split)
             right = (read.trait, read.direction) == case.family
@@ -369,7 +376,8 @@ def weights_of(found: Sequence[Case]) -> tuple[float, ...]:
 
 
 def loss_alone(found: Sequence[Case], rule: reader.Calibration) -> float:
-    """The mean negative log-probability that the model alone gives to what the texts mean."""
+    """The mean negative log-probability that the model alone gives to what the texts mean that it can express."""
+    found = [case for case in found if case.family in MEANINGS]
     read = [understand.probabilities(case.text, case.own, None, rule) for case in found]
     means = (probable[MEANINGS.index(case.family)] for probable, case in zip(read, found, strict=True))
     return -sum(math.log(max(probability, 1e-12)) for probability in means) / len(found)

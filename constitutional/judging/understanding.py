@@ -156,11 +156,13 @@ def check_meanings(meanings: Sequence[PrincipleMeaning], as_written: Collection[
 
 def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
     """How others word what a principle was read as, and what it may mean instead: plainly, then as it is worded."""
-    nothing = meaning.meaning == NOTHING_ASKED and (meaning.probability or 0.0) >= calibration().sure_from
-    for family in () if nothing else (meaning.meaning, meaning.runner_up):
+    known_to_have_none = (meaning.probability or 0.0) >= calibration().sure_from
+    for family in (meaning.meaning, meaning.runner_up):
         direction, _, trait = family.partition(" ")
         known = (trait.replace(" ", "_"), direction)
-        if family and known in FAMILIES:
+        if known not in FAMILIES and family == meaning.meaning and known_to_have_none:
+            return  # what it is next likely to mean is the opposite of what is wanted
+        if known in FAMILIES:
             # Without the encoder most wordings are read with doubt, and none is near.
             plain = understand.read_without_doubt([understand.in_known_words(*known)], *known)
             if wordings := [*plain, *understand.nearest_wordings(meaning.words, *known)]:

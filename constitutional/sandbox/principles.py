@@ -16,7 +16,7 @@ from itertools import chain
 from typing import Any
 
 from constitutional.sandbox import TEXT_FOLDER
-from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, Direction
+from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, UNKNOWN, Direction
 from constitutional.sandbox.topics import load_text, words_of
 
 OPPOSITE: dict[Direction, Direction] = {"avoid": "seek", "seek": "avoid"}
@@ -104,7 +104,9 @@ def whole_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
 
 @cache
 def plain_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
-    """Those that were written one by one."""
+    """Those that were written one by one; none of `UNKNOWN`."""
+    if (trait, direction) in UNKNOWN:
+        return ()
     name = f"{direction}_{trait}" if trait != NOTHING[0] else trait
     return tuple((TEXT_FOLDER / "wordings" / f"{name}.txt").read_text(encoding="utf-8").splitlines())
 
@@ -123,9 +125,9 @@ def _terse_rows() -> list[list[str]]:
 
 @cache
 def opposed_wordings(trait: str, direction: Direction) -> tuple[str, ...]:
-    """Those that were written in pairs of opposite directions about one scene; none of a trait that nobody seeks."""
+    """Those that were written in pairs of opposite directions about one scene."""
     file = TEXT_FOLDER / "wordings" / f"opposed_{trait}.tsv"
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_text(encoding="utf-8").splitlines() if trait != NOTHING[0] else []
     rows = (line.split("\t", 1) for line in lines)
     return tuple(text for way, text in rows if way == direction)
 
@@ -244,6 +246,14 @@ def short_principles() -> list[dict[str, str]]:
     return _held_out("short_principles")
 
 
+def only_avoided_principles() -> list[dict[str, str]]:
+    """Of the traits that the model can only be told to avoid: `{trait, direction, part, text}`, parts as above.
+
+    By two writers, one for each part: 25 wishes for each of the four traits, and 8 against it.
+    """
+    return _held_out("only_avoided_principles")
+
+
 def two_wishes() -> list[dict[str, Any]]:
     """159 texts that ask for two or three things (19 for three): `{part, families, text}`, in two halves as above.
 
@@ -266,7 +276,7 @@ def held_out_texts() -> frozenset[str]:
 
 def held_out_wordings() -> list[str]:
     """All texts that nothing is to learn from."""
-    single = (*free_principles(), *idiomatic_principles(), *short_principles())
+    single = (*free_principles(), *idiomatic_principles(), *short_principles(), *only_avoided_principles())
     return [entry["text"] for entry in (*single, *two_wishes())]
 
 
@@ -288,7 +298,7 @@ def known_words() -> frozenset[str]:
 @cache
 def word_uses() -> Counter[str]:
     """How often the whole wordings use a word, in lower case; contractions also stand without their apostrophe."""
-    texts = chain.from_iterable(whole_wordings(*meaning) for meaning in MEANINGS)
+    texts = chain.from_iterable(whole_wordings(*meaning) for meaning in (*MEANINGS, *UNKNOWN))
     uses = Counter(re.findall("[a-z]+(?:'[a-z]+)?", "\n".join(texts).lower().replace("’", "'")))
     for word in [word for word in uses if "'" in word]:
         uses[word.replace("'", "")] += uses[word]

@@ -18,7 +18,7 @@ from constitutional.base.errors import ModelError
 from constitutional.base.files import digest_of
 from constitutional.sandbox.principles import word_uses
 from constitutional.sandbox.spelling import mended
-from constitutional.sandbox.teacher import MEANINGS, NOTHING, Direction
+from constitutional.sandbox.teacher import MEANINGS, NOTHING, UNKNOWN, Direction
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,9 @@ MOST_CHARACTERS: Final = 480
 """Of a text that are read, about 100 tokens."""
 AT_ONCE: Final = 64
 
+READ: Final = (*MEANINGS, *UNKNOWN)
+"""What the encoder tells apart: what the model knows, and what people ask for beside that."""
+
 Network = Callable[[Sequence[str]], "Tensor"]
 
 
@@ -72,7 +75,7 @@ class Scores(NamedTuple):
     """What the encoder makes of one text."""
 
     meanings: tuple[float, ...]
-    """Log-probabilities of `teacher.MEANINGS`, of the mean of the networks' probabilities; several wishes share it."""
+    """Log-probabilities of `READ`, of the mean of the networks' probabilities; several wishes share it."""
     evidence: float
     """For the likeliest meaning: the mean of its log-odds by the networks."""
     two: float
@@ -81,7 +84,7 @@ class Scores(NamedTuple):
     @property
     def likeliest(self) -> tuple[str, Direction]:
         """What the text most likely means."""
-        return MEANINGS[self.meanings.index(max(self.meanings))]
+        return READ[self.meanings.index(max(self.meanings))]
 
 
 @cache
@@ -122,7 +125,7 @@ _READ: Final[dict[str, Scores]] = {}
 
 
 def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
-    """For each text, whose slips are mended, the logits of all networks, (networks, meanings + 1)."""
+    """For each text, whose slips are mended, the logits of all networks, (networks, `READ` + 1)."""
     import torch
 
     token_of = _read_file(file)[0].token_to_id
@@ -140,13 +143,13 @@ def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
 
 
 def scores(logits: "Tensor") -> Scores:
-    """What the networks' logits, (networks, meanings + 1), come to."""
+    """What the networks' logits, (networks, `READ` + 1), come to."""
     likely = logits[:, :-1].log_softmax(-1)
     meanings = likely.exp().mean(0)
     first = int(meanings.argmax())
-    others = [number for number in range(len(MEANINGS)) if number != first]
+    others = [number for number in range(len(READ)) if number != first]
     evidence = likely[:, first] - likely[:, others].logsumexp(-1)
-    apart = [number for number in others if MEANINGS[number][0] not in (MEANINGS[first][0], NOTHING[0])]
+    apart = [number for number in others if READ[number][0] not in (READ[first][0], NOTHING[0])]
     two = logits[:, -1].sigmoid().mean() * meanings[apart].max()
     return Scores(tuple(meanings.log().tolist()), float(evidence.mean()), float(two))
 
@@ -158,7 +161,7 @@ def _networks(file: Path) -> list[Network]:
 
 
 def network(file: Path, changes: Path) -> Network:
-    """Texts to logits (B, meanings + 1), the last of which is for two things, with the changes of a file."""
+    """Texts to logits (B, `READ` + 1), the last of which is for two things, with the changes of a file."""
     import torch.nn.functional as F
     from safetensors.torch import load_file
 
@@ -171,7 +174,7 @@ def network(file: Path, changes: Path) -> Network:
             down, up = (learned[f"{key}.{factor}"] * learned[f"{key}.{factor}.scale"] for factor in "AB")
             matrix.data = matrix.data + up @ down  # what was read from the file is there for the other networks, too
     weight, bias = learned["head.weight"], learned["head.bias"]
-    assert weight.shape[0] == len(MEANINGS) + 1
+    assert weight.shape[0] == len(READ) + 1
 
     def logits(texts: Sequence[str]) -> "Tensor":
         return F.linear(mean_states(tokenizer, encoder, texts), weight, bias)

@@ -39,6 +39,9 @@ NOTHING: tuple[str, Direction] = ("nothing", "avoid")
 MEANINGS: tuple[tuple[str, Direction], ...] = (*FAMILIES, NOTHING)
 """All that a principle can mean here."""
 
+UNKNOWN: tuple[tuple[str, Direction], ...] = tuple((trait, "seek") for trait in ONLY_AVOIDED)
+"""What people may ask for, and no principle of this world does."""
+
 FOLLOWS, VIOLATES = "So it follows the principle.", "So it violates the principle."
 SCORE_OF = {True: 2, False: 9}
 """The score, on the template's scale of 1 to 10, by whether the response violates the principle."""

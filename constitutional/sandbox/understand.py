@@ -32,7 +32,7 @@ from constitutional.sandbox.principles import (
     third_person,
     word_uses,
 )
-from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, Direction, restate
+from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, UNKNOWN, Direction, restate
 from constitutional.sandbox.topics import load_text
 from constitutional.sandbox.world import CONCEPTS, TRAITS
 
@@ -52,11 +52,12 @@ class Understanding(NamedTuple):
     trait: str
     """One of the sandbox's traits, or `nothing`."""
     direction: str
-    """`avoid` or `seek`."""
+    """`avoid` or `seek`; what the model can only be told to avoid may be sought, too (`UNKNOWN`)."""
     restated: str
     """The meaning in the critic's own words."""
     probability: float
-    """Probability that this is what the text means, among the 21 meanings that the model can express, in [0, 1].
+    """Probability that this is what the text means, in [0, 1]: among the 21 meanings that the model can express, and by
+    the encoder the four that it cannot.
     Calibrated on wordings that neither reader has learned from."""
     runner_up: str
     """The next likely meaning, such as `avoid hedging`; of another trait where the text asks for two things."""
@@ -189,9 +190,10 @@ def understanding(
     asks_two = None
     if scores:
         asks_two = scores.two >= rule.two_from or (split is not None and split.probability >= rule.split_from)
-    probable = dict(zip(MEANINGS, probabilities(text, own, scores, rule), strict=True))
-    likely = dict(zip(MEANINGS, scores.meanings if scores else own, strict=True))
-    meaning, *others = sorted(MEANINGS, key=likely.__getitem__, reverse=True)
+    meanings = reader.READ if scores else MEANINGS
+    probable = dict(zip(meanings, probabilities(text, own, scores, rule), strict=True))
+    likely = dict(zip(meanings, scores.meanings if scores else own, strict=True))
+    meaning, *others = sorted(meanings, key=likely.__getitem__, reverse=True)
     if asks_two:
         others = [other for other in others if other[0] not in (meaning[0], NOTHING[0])]
     own_logprob, own_meaning = max(zip(own, MEANINGS, strict=True))
@@ -217,7 +219,7 @@ def understanding(
 def probabilities(
     text: str, own: Sequence[float], scores: reader.Scores | None, rule: reader.Calibration
 ) -> list[float]:
-    """What a text means, for each of `MEANINGS`: by the encoder, or by the model's own reading where it reads alone.
+    """What a text means: by the encoder, for each of `reader.READ`, or for each of `MEANINGS` by the model alone.
 
     The encoder's own probabilities are not how often it is right: most are too low, and those of short wishes to seek
     too high. The probability of what it takes for likeliest is that of a logistic regression on held-out wordings
@@ -226,7 +228,7 @@ def probabilities(
     if scores is None:
         return list(map(math.exp, _log_softmax([rule.sharpness_alone * logprob for logprob in own])))
     likely = list(map(math.exp, scores.meanings))
-    first = MEANINGS.index(scores.likeliest)
+    first = reader.READ.index(scores.likeliest)
     right = confidence(text, scores, rule)
     rest = (1 - right) / (sum(likely[:first]) + sum(likely[first + 1 :]))
     return [right if place == first else min(right, rest * share) for place, share in enumerate(likely)]
@@ -241,12 +243,12 @@ def signs(text: str, scores: reader.Scores) -> tuple[float, ...]:
     """What tells whether the encoder reads a text rightly, of which `Calibration.right` has the weights.
 
     These are 1, the evidence, the logarithm of the number of words, whether a trait is to be sought, and whether
-    nothing is asked for. With the same evidence, readings of short texts are wrong more often, and so are wishes to
-    seek. What the model itself reads tells no more.
+    nothing is asked for that the model knows. With the same evidence, readings of short texts are wrong more often, and
+    so are wishes to seek. What the model itself reads tells no more.
     """
-    trait, direction = scores.likeliest
     words = max(1, len(text[: reader.MOST_CHARACTERS].split()))
-    return 1.0, scores.evidence, math.log(words), float(direction == "seek"), float(trait == NOTHING[0])
+    without_effect = scores.likeliest not in FAMILIES
+    return 1.0, scores.evidence, math.log(words), float(scores.likeliest[1] == "seek"), float(without_effect)
 
 
 def _log_softmax(logits: Sequence[float]) -> list[float]:
@@ -261,8 +263,8 @@ def in_short(trait: str, direction: str) -> str:
 
 
 def in_known_words(trait: str, direction: str) -> str:
-    """A principle of this meaning that the model reads rightly."""
-    if trait == NOTHING[0]:
+    """A principle of this meaning that the model reads rightly; what it does not know is none of its principles."""
+    if (trait, direction) not in FAMILIES:
         return "Nothing in particular."
     return f"{'Avoid' if direction == 'avoid' else 'Aim for'} {CONCEPTS[trait]}."
 
@@ -311,6 +313,8 @@ def doubts(understanding: Understanding) -> list[str]:
     sentences = []
     if understanding.trait == NOTHING[0]:
         sentences.append(_no_request(understanding))
+    elif (understanding.trait, understanding.direction) in UNKNOWN:
+        sentences.append(_never_sought(understanding))
     elif understanding.asks_two and _JOINT.search(understanding.text):
         sentences.append(_two_wishes(understanding))
     elif understanding.asks_two or not _is_sure(understanding):  # one word may mean two things
@@ -338,6 +342,13 @@ def _no_request(understanding: Understanding) -> str:
         f"the model finds nothing in it about the traits that it knows, so it has no effect{maybe}; reword it as a "
         f"short command about one of them ({known})"
     )
+
+
+def _never_sought(understanding: Understanding) -> str:
+    """That the model can only be told to avoid it; where that is not sure, what it may mean."""
+    maybe = "" if _is_sure(understanding) else f"; it may also mean: {_next(understanding)}"
+    what = CONCEPTS[understanding.trait]
+    return f"it asks for {what}, which the model can only be told to avoid, so it has no effect{maybe}"
 
 
 def _unsure(understanding: Understanding) -> str:
@@ -383,10 +394,10 @@ def splits(texts: Sequence[str]) -> list[Split | None]:
 def _likeliest_trait(scores: reader.Scores) -> tuple[Meaning, float]:
     """The likeliest meaning of the trait that a text is about, and the trait's probability, to avoid it or to seek."""
     by_trait: dict[str, float] = {}
-    for logprob, (trait, _) in zip(scores.meanings, MEANINGS, strict=True):
+    for logprob, (trait, _) in zip(scores.meanings, reader.READ, strict=True):
         by_trait[trait] = by_trait.get(trait, 0.0) + math.exp(logprob)
     about = max(by_trait, key=lambda trait: by_trait[trait])
-    of_trait = [pair for pair in zip(scores.meanings, MEANINGS, strict=True) if pair[1][0] == about]
+    of_trait = [pair for pair in zip(scores.meanings, reader.READ, strict=True) if pair[1][0] == about]
     return max(of_trait)[1], by_trait[about]
 
 

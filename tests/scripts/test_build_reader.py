@@ -85,7 +85,13 @@ def test_a_list_has_one_mark_between_all_its_texts() -> None:
     rng = random.Random(6)
     made = {build_reader.listed(rng, ["Be brief.", "No praise.", "Never lecture"]) for _ in range(300)}
     assert {"Be brief. No praise. Never lecture", "Be brief, no praise, never lecture."} < made
-    assert "Be brief\n- No praise\n- Never lecture" in made
+    assert "- Be brief\n- No praise\n- Never lecture" in made
+    assert [build_reader.lowered(text) for text in ("Be brief", "I ask", "I'll ask", "GDPR: no leaks")] == [
+        "be brief",
+        "I ask",
+        "I'll ask",
+        "GDPR: no leaks",
+    ]
     assert not any(", " in text and "; " in text for text in made)
 
 
