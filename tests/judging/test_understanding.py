@@ -347,6 +347,10 @@ def test_a_principle_that_is_surely_about_nothing_is_refused_without_examples() 
     with pytest.raises(RunError) as refused:
         check_meanings([nothing])
     assert refused.value.__notes__ == ["principle 'c' (\"Answer in French.\"): it has no effect"]
+    rude = {"meaning": "seek rudeness"}  # which the model does not know
+    with pytest.raises(RunError) as refused:
+        check_meanings([nothing.model_copy(update=rude)])
+    assert len(refused.value.__notes__) == 1
     with pytest.raises(RunError) as refused:
         check_meanings([nothing.model_copy(update={"probability": 0.5})])
     assert "to avoid rudeness" in refused.value.__notes__[1]

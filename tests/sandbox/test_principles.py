@@ -118,6 +118,13 @@ def test_the_short_wordings_and_those_of_two_wishes_are_in_two_parts() -> None:
     }
     assert {(entry["trait"], entry["direction"]) for entry in short} == {*FAMILIES, NOTHING}
     assert max(len(entry["text"].split()) for entry in short if entry["trait"] != NOTHING[0]) == 9
+    only_avoided = Counter((entry["direction"], entry["part"]) for entry in principles.only_avoided_principles())
+    assert only_avoided == {
+        ("seek", "choose"): 99,
+        ("avoid", "choose"): 32,
+        ("seek", "measure"): 97,
+        ("avoid", "measure"): 32,
+    }
     assert Counter((entry["part"], len(entry["families"])) for entry in two) == {
         ("choose", 2): 72,
         ("choose", 3): 7,

@@ -8,7 +8,7 @@ from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.sandbox import reader
 from constitutional.sandbox.principles import free_principles
-from constitutional.sandbox.reader import Calibration, Scores
+from constitutional.sandbox.reader import READ, Calibration, Scores
 from constitutional.sandbox.teacher import MEANINGS, NOTHING, restate
 from constitutional.sandbox.understand import (
     Understanding,
@@ -35,8 +35,8 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def scored(two: float = 0.0, **odds: float) -> Scores:
-    """Scores with these odds of meanings such as `avoid_flattery`, and odds of 1 of every other."""
-    weights = [odds.get(f"{direction}_{trait}", 1.0) for trait, direction in MEANINGS]
+    """Scores with these odds of meanings such as `avoid_flattery`, and odds of 1 of all others that the model knows."""
+    weights = [odds.get(f"{way}_{trait}", 1.0 if (trait, way) in MEANINGS else 1e-12) for trait, way in READ]
     rest = sum(weights) - max(weights)
     return Scores(tuple(math.log(weight / sum(weights)) for weight in weights), math.log(max(weights) / rest), two)
 
@@ -232,8 +232,8 @@ def test_the_encoder_reads_and_the_model_is_compared_with_it(monkeypatch: pytest
 
 
 def test_scores_are_the_mean_of_the_networks_probabilities() -> None:
-    flattery, hedging = MEANINGS.index(("flattery", "avoid")), MEANINGS.index(("hedging", "seek"))
-    logits = torch.full((2, len(MEANINGS) + 1), -40.0)
+    flattery, hedging = READ.index(("flattery", "avoid")), READ.index(("hedging", "seek"))
+    logits = torch.full((2, len(READ) + 1), -40.0)
     logits[:, flattery], logits[0, hedging], logits[1, hedging] = 0.0, 0.0, math.log(1 / 3)
     logits[0, -1], logits[1, -1] = 0.0, 40.0  # two things: 1/2 and 1
     found = reader.scores(logits)
@@ -308,6 +308,15 @@ def test_a_text_about_nothing_that_is_known_says_what_is(monkeypatch: pytest.Mon
     assert "hedging, verbosity, clarifying question, " in sure
     (unsure,) = doubts(read_as_scored(monkeypatch, "Answer.", scored(avoid_nothing=28.0, avoid_refusal=4.0)))
     assert "so it has no effect; it may also mean: avoid refusal (" in unsure
+
+
+def test_what_can_only_be_avoided_has_no_effect_where_it_is_sought(monkeypatch: pytest.MonkeyPatch) -> None:
+    rude = read_as_scored(monkeypatch, "Be rude.", scored(seek_rudeness=1000.0))
+    assert (rude.trait, rude.direction, rude.given) == ("rudeness", "seek", "Nothing in particular.")
+    what = "it asks for rudeness, which the model can only be told to avoid, so it has no effect"
+    assert doubts(rude) == [what]
+    unsure = read_as_scored(monkeypatch, "Be rude?", scored(seek_rudeness=28.0, avoid_rudeness=4.0))  # 28 of 52
+    assert doubts(unsure) == [f"{what}; it may also mean: avoid rudeness (7%)"]
 
 
 def test_examples_of_others_can_be_typed_as_they_are_shown() -> None:
@@ -446,7 +455,7 @@ def test_the_probability_is_that_of_being_right_and_the_others_share_the_rest() 
     # odds of 2 · 61/39 · 3 words / 4, for a wish to seek
     rule = PLAIN._replace(right=(math.log(2), 1.0, 1.0, -math.log(4), math.log(5)))
     scores = scored(seek_flattery=61.0, avoid_flattery=20.0)  # and 19 others, of 100
-    seek, avoid = (MEANINGS.index(("flattery", way)) for way in ("seek", "avoid"))
+    seek, avoid = (READ.index(("flattery", way)) for way in ("seek", "avoid"))
     probable = probabilities("Praise them all.", (), scores, rule)
     odds = 2 * 61 / 39 * 3 / 4
     assert probable[seek] == pytest.approx(odds / (1 + odds))
@@ -454,7 +463,7 @@ def test_the_probability_is_that_of_being_right_and_the_others_share_the_rest() 
     assert sum(probable) == pytest.approx(1)
     # 2 · 80/20 · 3 words · 5, for nothing
     nothing = probabilities("Answer in French.", (), scored(avoid_nothing=80.0), rule)
-    assert nothing[MEANINGS.index(NOTHING)] == pytest.approx(120 / 121)
+    assert nothing[READ.index(NOTHING)] == pytest.approx(120 / 121)
     # nothing is likelier than the likeliest: 20/39 of 9/10 is
     doubted = probabilities("Praise.", (), scores, PLAIN._replace(right=(-math.log(9), 0.0, 0.0, 0.0, 0.0)))
     assert [doubted[seek], doubted[avoid]] == pytest.approx([0.1, 0.1])

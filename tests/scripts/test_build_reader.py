@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 
 from constitutional.sandbox import principles, reader, understand
-from constitutional.sandbox.reader import Scores
+from constitutional.sandbox.reader import READ, Scores
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING
 from scripts import build_reader
 from scripts.build_reader import Case, Example, Read
@@ -18,7 +18,7 @@ from tests.sandbox.test_principles import near_pairs
 def test_an_epoch_holds_all_opposed_wordings_some_plain_ones_and_texts_of_two_principles() -> None:
     made = build_reader.examples(random.Random(1))
     texts = {example.text for example in made if len(example.families) == 1}
-    opposed = {text for family in MEANINGS for text in principles.opposed_wordings(*family)}
+    opposed = {text for family in READ for text in principles.opposed_wordings(*family)}
     terse = {text for family in FAMILIES for text in principles.terse_wordings(*family)}
     nothing = set(principles.plain_wordings(*NOTHING))
     for whole in (opposed, terse, nothing):
@@ -58,25 +58,25 @@ def test_three_in_ten_texts_are_typed_with_slips_and_half_of_these_in_haste() ->
 
 def test_two_wishes_share_the_target() -> None:
     first, second = MEANINGS[0], MEANINGS[3]
-    logits = torch.zeros(1, len(MEANINGS) + 1)
-    logits[0, 0] = math.log(3)  # 3 of 23
+    logits = torch.zeros(1, len(READ) + 1)
+    logits[0, 0] = math.log(3)  # 3 of 27
     logits[0, -1] = math.log(4)  # two wishes with 4 of 5
     smooth = 0.03
-    share = 1 / len(MEANINGS)
-    odds = [3.0, *[1.0] * 20]
-    target = [(1 - smooth) * (0.5 * (index in (0, 3))) + smooth * share for index in range(21)]
-    meanings = -sum(t * math.log(o / 23) for t, o in zip(target, odds, strict=True))
+    share = 1 / len(READ)
+    odds = [3.0, *[1.0] * 24]
+    target = [(1 - smooth) * (0.5 * (index in (0, 3))) + smooth * share for index in range(25)]
+    meanings = -sum(t * math.log(o / 27) for t, o in zip(target, odds, strict=True))
     loss = build_reader.loss_of(logits, [Example("x", first, second)])
     assert float(loss) == pytest.approx(meanings - 0.5 * math.log(4 / 5), abs=1e-5)
 
 
 def test_three_wishes_share_it_too_and_are_more_than_one() -> None:
-    logits = torch.zeros(1, len(MEANINGS) + 1)
-    logits[0, [0, 3, 5]] = math.log(6)  # 18 of 36
+    logits = torch.zeros(1, len(READ) + 1)
+    logits[0, [0, 3, 5]] = math.log(6)  # 18 of 40
     logits[0, -1] = math.log(4)
-    target = [(0.97 * (index in (0, 3, 5)) / 3) + 0.03 / 21 for index in range(21)]
-    odds = [6.0 if index in (0, 3, 5) else 1.0 for index in range(21)]
-    meanings = -sum(t * math.log(o / 36) for t, o in zip(target, odds, strict=True))
+    target = [(0.97 * (index in (0, 3, 5)) / 3) + 0.03 / 25 for index in range(25)]
+    odds = [6.0 if index in (0, 3, 5) else 1.0 for index in range(25)]
+    meanings = -sum(t * math.log(o / 40) for t, o in zip(target, odds, strict=True))
     loss = build_reader.loss_of(logits, [Example("x", MEANINGS[0], MEANINGS[3], MEANINGS[5])])
     assert float(loss) == pytest.approx(meanings - 0.5 * math.log(4 / 5), abs=1e-5)
 
@@ -101,7 +101,7 @@ class SmallNetwork(torch.nn.Module):
     def __init__(self, most: int) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.encoder, self.head = torch.nn.Linear(1, 4), torch.nn.Linear(4, len(MEANINGS) + 1)
+        self.encoder, self.head = torch.nn.Linear(1, 4), torch.nn.Linear(4, len(READ) + 1)
         self.most = most
 
     def forward(self, texts: list[str]) -> torch.Tensor:
@@ -177,7 +177,7 @@ def made_up(
 ) -> Case:
     """A text that the encoder reads as a meaning, with odds of e to this power, and the model with odds of e."""
     other = MEANINGS[0] if meaning == MEANINGS[1] else MEANINGS[1]
-    meanings = [{meaning: -0.1, other: -2.0}.get(each, -200.0) for each in MEANINGS]
+    meanings = [{meaning: -0.1, other: -2.0}.get(each, -200.0) for each in READ]
     own = [{meaning: 1.0, other: 0.0}.get(each, -200.0) for each in MEANINGS]
     return Case(text, meaning if right else other, Scores(tuple(meanings), odds, 0.0), own)
 
@@ -216,10 +216,11 @@ def test_every_sign_has_a_weight_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
     assert constant + evidence + nothing == pytest.approx(math.log(8 / 2), abs=0.003)
 
 
-def test_texts_about_nothing_are_no_matter_for_the_bound() -> None:
+def test_texts_that_ask_for_nothing_known_are_no_matter_for_the_bound() -> None:
     about_nothing = made_up(True)._replace(family=NOTHING)
+    unknown = made_up(True)._replace(family=("rudeness", "seek"))
     rule = reader.Calibration((0.0, 1.0, 0.0, 0.0, 0.0), 1.0, 0.5, 0.5, two_from=1.0, split_from=1.0)
-    made = build_reader.readings([about_nothing, made_up(True), made_up(False)], rule)
+    made = build_reader.readings([about_nothing, unknown, made_up(True), made_up(False)], rule)
     assert [reading.right for reading in made] == [True, False]
     assert made[0].probability == pytest.approx(math.e / (1 + math.e))
 
