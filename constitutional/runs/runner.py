@@ -144,12 +144,22 @@ def run(
             if warning := _cost_of_many_principles(config, constitution):
                 progress.say(warning)
             calls = Calls.sum([runner.step(store, number, stage) for number, stage in enumerate(stages)])
+            if doubtful := doubtful_in(store):
+                named = "principle " + doubtful[0] if len(doubtful) == 1 else "principles " + ", ".join(doubtful)
+                progress.say(f"warning: the meaning of {named} is doubtful, as was said at labeler_check")
             most = f"{peak_bytes() / 1024**3:.1f} GiB of memory at most"
             progress.say(f"it took {clock(time.monotonic() - started_s)}, with {most}")
             done = f"done until {config.until}" if config.until else "done"
             asked = f"{calls.asked} model calls asked, {calls.reused} reused from the journal{calls.tokens_in_words()}"
             progress.say(f"run {config.name} is {done}: {asked}")
     return RunStore.load(config.run_folder)
+
+
+def doubtful_in(store: RunStore) -> list[str]:
+    """The principles whose meaning is doubtful, after all the lines that were printed since that was said."""
+    if "meanings" not in store.artifacts():
+        return []
+    return list(dict.fromkeys(row.principle for row in store.read("meanings", PrincipleMeaning) if row.doubtful))
 
 
 def fetched(config: RunConfig) -> RunConfig:

@@ -420,12 +420,15 @@ def test_whenever_it_is_killed_the_manifest_speaks_of_sound_files_only(
 
 def test_a_failure_that_cannot_be_kept_hides_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with RunStore.open(tmp_path / "run", "{}") as store:
+        tried = []
 
-        def refuse(*_: object) -> None:
+        def refuse(path: Path, *_: object) -> None:
+            tried.append(path.name)
             raise RunError("manifest.json: cannot be written: No space left on device")
 
         monkeypatch.setattr("constitutional.runs.folder.write_checked", refuse)
         store.fail("label", "the labeler's own error")  # which travels on from here
+        assert tried == ["manifest.json"]
 
 
 def test_the_training_logs_of_an_ensemble_come_in_the_order_of_its_members(folder: Path) -> None:

@@ -149,7 +149,8 @@ def test_a_doubtful_principle_ends_a_strict_run_before_anything_is_trained(tmp_p
         with pytest.raises(RunError, match="the meaning of 1 principle is doubtful") as refused:
             run(compose([*words, "understanding=strict"]))
         assert "principle 'odd'" in refused.value.__notes__[0]
-    store = run(compose([*words, "until=labeler_check"]))  # warned of, and done before
+    store, said = ran([*words, "until=labeler_check"])  # warned of, and done before
+    assert said[-3] == "warning: the meaning of principle odd is doubtful, as was said at labeler_check"
     assert "labeler_check" in store.stages
     assert "critique_revise" not in store.stages
 

@@ -55,6 +55,9 @@ def test_a_number_that_is_none_and_decides_nothing_does_not_differ_from_itself(t
     with torch.no_grad():
         weights["model.embed_tokens.weight"][-1] = float("nan")  # a token that is never read
     write_model(model, tokenizer, tmp_path / "saved")
+    saved = dict(load_model(tmp_path / "saved", device="cpu")[0].named_parameters())["model.embed_tokens.weight"]
+    assert saved[-1].isnan().all()
+    assert torch.equal(saved[:-1], weights["model.embed_tokens.weight"][:-1])
 
 
 def test_a_model_takes_the_place_of_another_only_if_it_reads_back_as_it_was(
