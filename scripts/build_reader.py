@@ -305,8 +305,7 @@ class Case(NamedTuple):
     scores: reader.Scores
     own: Sequence[float]
     """The model's own log-probabilities of the meanings."""
-    split: understand.Split | None = None
-    """Where the encoder would split it."""
+    parts: understand.Parts = understand.Parts()
 
 
 def cases(part: str) -> list[Case]:
@@ -316,8 +315,8 @@ def cases(part: str) -> list[Case]:
     texts = [row["text"] for row in rows]
     scores = reader.read(texts)
     assert scores is not None, reader.MISSING
-    read = zip(rows, scores, understand.own_readings(texts), understand.splits(texts), strict=True)
-    return [Case(row["text"], family_of(row), scores, own, split) for row, scores, own, split in read]
+    read = zip(rows, scores, understand.own_readings(texts), understand.parts_of(texts), strict=True)
+    return [Case(row["text"], family_of(row), scores, own, parts) for row, scores, own, parts in read]
 
 
 def family_of(row: Mapping[str, str]) -> Family:
@@ -340,7 +339,7 @@ def readings(found: Sequence[Case], rule: reader.Calibration, *, alone: bool = F
     for case in found:
         if case.family in FAMILIES:
             scores = None if alone else case.scores
-            read = understand.understanding(case.text, case.own, scores, rule, case.split)
+            read = understand.understanding(case.text, case.own, scores, rule, case.parts)
             right = (read.trait, read.direction) == case.family
             made.append(Read(right, read.probability, bool(read.asks_two)))
     return made
@@ -359,7 +358,7 @@ def above(ordered: Sequence[float], share: float) -> float:
 
 def weights_of(found: Sequence[Case]) -> tuple[float, ...]:
     """The weights of `understand.signs` in the logistic regression of whether the encoder reads a text rightly."""
-    signs = torch.tensor([understand.signs(case.text, case.scores) for case in found], dtype=torch.float64)
+    signs = torch.tensor([understand.signs(case.text, case.scores, case.parts) for case in found], dtype=torch.float64)
     right = [float(case.scores.likeliest == case.family) for case in found]
     weights = torch.zeros(signs.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
@@ -378,7 +377,7 @@ def weights_of(found: Sequence[Case]) -> tuple[float, ...]:
 def loss_alone(found: Sequence[Case], rule: reader.Calibration) -> float:
     """The mean negative log-probability that the model alone gives to what the texts mean that it can express."""
     found = [case for case in found if case.family in MEANINGS]
-    read = [understand.probabilities(case.text, case.own, None, rule) for case in found]
+    read = [understand.probabilities(case.text, case.own, None, rule, case.parts) for case in found]
     means = (probable[MEANINGS.index(case.family)] for probable, case in zip(read, found, strict=True))
     return -sum(math.log(max(probability, 1e-12)) for probability in means) / len(found)
 
@@ -390,7 +389,7 @@ def calibrate() -> reader.Calibration:
     grid = [rule._replace(sharpness_alone=step / 20) for step in range(1, 41)]
     rule = min(grid, key=lambda rule: loss_alone(found, rule))
     whole = sorted(case.scores.two for case in found)
-    halves = sorted(case.split.probability if case.split else 0.0 for case in found)
+    halves = sorted(case.parts.split.probability if case.parts.split else 0.0 for case in found)
     rule = rule._replace(two_from=above(whole, WHOLE_AS_TWO), split_from=above(halves, SINGLE_AS_TWO))
     both, alone = (sure_from(readings(found, rule, alone=way)) for way in (False, True))
     return rule._replace(sure_from=both, sure_from_alone=alone)

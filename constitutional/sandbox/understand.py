@@ -98,6 +98,15 @@ class Split(NamedTuple):
         return same and self.probability >= 0.5
 
 
+class Parts(NamedTuple):
+    """What the encoder makes of the parts of a text, wherever it may be cut."""
+
+    scores: tuple[reader.Scores, ...] = ()
+    """Of the two parts of every cut."""
+    split: Split | None = None
+    """The cut in whose parts the encoder is surest of two traits; None where it finds the same."""
+
+
 def shipped_engine(folder: Path = MODEL_FOLDER) -> Engine:
     """The sandbox's own model, in this process, in 32 bits on the CPU."""
     from constitutional.engines.local import LocalEngine, load_model
@@ -125,23 +134,24 @@ def understand_texts(
     own = dict(zip(texts, own_readings(texts, engine, prompts, ended), strict=True))
     readable = [] if alone else [text for text, logprobs in own.items() if logprobs]
     scores = dict(zip(readable, reader.read(readable) or [], strict=False))  # none without the encoder
-    halves = dict(zip(readable, splits(readable), strict=True))
+    parts = dict(zip(readable, parts_of(readable), strict=True))
     rule = reader.calibration()
     understood = [
-        understanding(text, own[text], scores.get(text), rule, halves.get(text)) if own[text] else None
+        understanding(text, own[text], scores.get(text), rule, parts.get(text, Parts())) if own[text] else None
         for text in texts
     ]
-    return [found and _with_sure_halves(found, halves.get(found.text), rule) for found in understood]
+    return [
+        _with_sure_halves(found, parts[found.text], rule) if found and found.halves else found for found in understood
+    ]
 
 
-def _with_sure_halves(understanding: Understanding, split: Split | None, rule: reader.Calibration) -> Understanding:
+def _with_sure_halves(understanding: Understanding, parts: Parts, rule: reader.Calibration) -> Understanding:
     """The same without halves where one of them, typed by itself, would be doubtful or mean something else."""
-    if understanding.halves is None or split is None:
-        return understanding
-    read = reader.read(understanding.halves) or []
+    halves, meanings = understanding.halves or (), parts.split.meanings if parts.split else ()
+    read = zip(halves, reader.read(halves) or [], parts_of(halves), meanings, strict=True)
     sure = all(
-        scores.likeliest == meaning and confidence(text, scores, rule) >= rule.sure_from
-        for text, scores, meaning in zip(understanding.halves, read, split.meanings, strict=True)
+        scores.likeliest == meaning and confidence(text, scores, parts, rule) >= rule.sure_from
+        for text, scores, parts, meaning in read
     )
     return understanding if sure else understanding._replace(halves=None)
 
@@ -184,14 +194,14 @@ def understanding(
     own: Sequence[float],
     scores: reader.Scores | None,
     rule: reader.Calibration,
-    split: Split | None = None,
+    parts: Parts,
 ) -> Understanding:
     """What a text is taken to mean, by the model's own log-probabilities of `MEANINGS` and the encoder's scores."""
-    asks_two = None
+    asks_two, split = None, parts.split
     if scores:
         asks_two = scores.two >= rule.two_from or (split is not None and split.probability >= rule.split_from)
     meanings = reader.READ if scores else MEANINGS
-    probable = dict(zip(meanings, probabilities(text, own, scores, rule), strict=True))
+    probable = dict(zip(meanings, probabilities(text, own, scores, rule, parts), strict=True))
     likely = dict(zip(meanings, scores.meanings if scores else own, strict=True))
     meaning, *others = sorted(meanings, key=likely.__getitem__, reverse=True)
     if asks_two:
@@ -217,7 +227,7 @@ def understanding(
 
 
 def probabilities(
-    text: str, own: Sequence[float], scores: reader.Scores | None, rule: reader.Calibration
+    text: str, own: Sequence[float], scores: reader.Scores | None, rule: reader.Calibration, parts: Parts
 ) -> list[float]:
     """What a text means: by the encoder, for each of `reader.READ`, or for each of `MEANINGS` by the model alone.
 
@@ -229,26 +239,39 @@ def probabilities(
         return list(map(math.exp, _log_softmax([rule.sharpness_alone * logprob for logprob in own])))
     likely = list(map(math.exp, scores.meanings))
     first = reader.READ.index(scores.likeliest)
-    right = confidence(text, scores, rule)
+    right = confidence(text, scores, parts, rule)
     rest = (1 - right) / (sum(likely[:first]) + sum(likely[first + 1 :]))
     return [right if place == first else min(right, rest * share) for place, share in enumerate(likely)]
 
 
-def confidence(text: str, scores: reader.Scores, rule: reader.Calibration) -> float:
+def confidence(text: str, scores: reader.Scores, parts: Parts, rule: reader.Calibration) -> float:
     """The probability that the text means what the encoder takes for likeliest, in [0, 1]."""
-    return sigmoid(sum(weight * sign for weight, sign in zip(rule.right, signs(text, scores), strict=True)))
+    return sigmoid(sum(weight * sign for weight, sign in zip(rule.right, signs(text, scores, parts), strict=True)))
 
 
-def signs(text: str, scores: reader.Scores) -> tuple[float, ...]:
+def signs(text: str, scores: reader.Scores, parts: Parts) -> tuple[float, ...]:
     """What tells whether the encoder reads a text rightly, of which `Calibration.right` has the weights.
 
-    These are 1, the evidence, the logarithm of the number of words, whether a trait is to be sought, and whether
-    nothing is asked for that the model knows. With the same evidence, readings of short texts are wrong more often, and
-    so are wishes to seek. What the model itself reads tells no more.
+    These are 1, the evidence, the logarithm of the number of words, whether a trait is to be sought, whether nothing is
+    asked for that the model knows, and of the text's parts: whether there are any, how probable the meaning is in the
+    part that is surest of it, and how probable the opposite in the part that is surest of that. What the model itself
+    reads tells no more.
     """
-    words = max(1, len(text[: reader.MOST_CHARACTERS].split()))
-    without_effect = scores.likeliest not in FAMILIES
-    return 1.0, scores.evidence, math.log(words), float(scores.likeliest[1] == "seek"), float(without_effect)
+    meaning = trait, direction = scores.likeliest
+    place, opposite = reader.READ.index(meaning), (trait, OPPOSITE[direction])
+    against = reader.READ.index(opposite) if opposite in reader.READ else None
+    return (
+        1.0,
+        scores.evidence,
+        math.log(max(1, len(text[: reader.MOST_CHARACTERS].split()))),
+        float(direction == "seek"),
+        float(meaning not in FAMILIES),
+        float(bool(parts.scores)),
+        math.exp(max(part.meanings[place] for part in parts.scores or (scores,))),
+        math.exp(max((part.meanings[against] for part in parts.scores), default=-math.inf))
+        if against is not None
+        else 0.0,
+    )
 
 
 def _log_softmax(logits: Sequence[float]) -> list[float]:
@@ -370,25 +393,29 @@ def _two_wishes(understanding: Understanding) -> str:
     return f"{what}; write a principle for each"
 
 
-def splits(texts: Sequence[str]) -> list[Split | None]:
-    """Where to split each text: in whose parts the encoder is surest of two traits; None where it finds the same."""
-    cuts = [
-        (text, read[: joint.start()].strip(), read[joint.end() :].strip())
-        for text in dict.fromkeys(texts)
-        for read in (text[: reader.MOST_CHARACTERS],)
-        for joint in _PARTS.finditer(read)
-    ]
-    cuts = [cut for cut in cuts if all(len(part.split()) > 1 for part in cut[1:])]
-    firsts, seconds = ([cut[part] for cut in cuts] for part in (1, 2))
-    parts = [_likeliest_trait(scores) for scores in reader.read([*firsts, *seconds]) or []]
-    best: dict[str, Split] = {}
-    for (text, first, second), (meaning, probability), (other, also) in zip(
-        cuts, parts, parts[len(cuts) :], strict=False
-    ):  # no parts without the encoder
+def parts_of(texts: Sequence[str]) -> list[Parts]:
+    """What the encoder makes of the parts of each text; nothing without the encoder."""
+    cuts = {text: _cuts(text) for text in texts}
+    every = list(dict.fromkeys(part for cut in chain.from_iterable(cuts.values()) for part in cut))
+    scores = dict(zip(every, reader.read(every) or [], strict=False))  # none without the encoder
+    return [_parts(cuts[text], scores) if scores else Parts() for text in texts]
+
+
+def _cuts(text: str) -> list[tuple[str, str]]:
+    """The text in two parts of several words each, in all places where it may be cut."""
+    text = text[: reader.MOST_CHARACTERS]
+    cuts = [(text[: joint.start()].strip(), text[joint.end() :].strip()) for joint in _PARTS.finditer(text)]
+    return [cut for cut in cuts if all(len(part.split()) > 1 for part in cut)]
+
+
+def _parts(cuts: Sequence[tuple[str, str]], scores: Mapping[str, reader.Scores]) -> Parts:
+    best: Split | None = None
+    for first, second in cuts:
+        (meaning, probability), (other, also) = (_likeliest_trait(scores[part]) for part in (first, second))
         split = Split(first, second[:1].upper() + second[1:], (meaning, other), probability * also)
         if meaning[0] != other[0] and NOTHING[0] not in (meaning[0], other[0]):
-            best[text] = max(best.get(text, split), split, key=lambda split: split.probability)
-    return [best.get(text) for text in texts]
+            best = max(best or split, split, key=lambda split: split.probability)
+    return Parts(tuple(scores[part] for cut in cuts for part in cut), best)
 
 
 def _likeliest_trait(scores: reader.Scores) -> tuple[Meaning, float]:

@@ -36,7 +36,7 @@ class FakeModel:
 def model(monkeypatch: pytest.MonkeyPatch) -> FakeModel:
     fake = FakeModel()
     monkeypatch.setattr("constitutional.sandbox.understand.understand_texts", fake.understand_texts)
-    plain = Calibration((0.0, 1.0, 0.0, 0.0, 0.0), 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
+    plain = Calibration((0.0, 1.0, *[0.0] * 6), 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
     monkeypatch.setattr("constitutional.sandbox.reader.calibration", lambda: plain)
     return fake
 

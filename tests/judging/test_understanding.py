@@ -23,7 +23,7 @@ from constitutional.sandbox.reader import Calibration
 from constitutional.sandbox.understand import shipped_engine, understand_texts
 from tests.understood import FakeUnderstanding
 
-PLAIN = Calibration((0.0, 1.0, 0.0, 0.0, 0.0), 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
+PLAIN = Calibration((0.0, 1.0, *[0.0] * 6), 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
 
 
 def constitution(*principles: Principle) -> Constitution:

@@ -11,6 +11,7 @@ from constitutional.sandbox.principles import free_principles
 from constitutional.sandbox.reader import READ, Calibration, Scores
 from constitutional.sandbox.teacher import MEANINGS, NOTHING, restate
 from constitutional.sandbox.understand import (
+    Parts,
     Understanding,
     doubts,
     in_capitals,
@@ -18,13 +19,13 @@ from constitutional.sandbox.understand import (
     nearest_wordings,
     negations,
     own_readings,
+    parts_of,
     probabilities,
     signs,
-    splits,
     understand_texts,
 )
 
-PLAIN = Calibration((0.0, 1.0, 0.0, 0.0, 0.0), 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
+PLAIN = Calibration((0.0, 1.0, *[0.0] * 6), 1.0, 0.6, 0.8, two_from=0.02, split_from=0.7)
 
 
 @pytest.fixture
@@ -351,7 +352,7 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
     whole = scored(two=0.9, avoid_flattery=50.0, seek_flattery=45.0, avoid_verbosity=40.0)
     monkeypatch.setattr(reader, "read", lambda texts, *_: [parts.get(text, whole) for text in texts])
     text = "No sugar, and keep it short please."
-    (split,) = splits([text])
+    ((_, split),) = parts_of([text])
     assert split is not None
     assert split[:2] == ("No sugar", "Keep it short please.")
     assert split.probability == pytest.approx((90 + 1) / (90 + 20) * (95 + 1) / (95 + 20))  # to avoid it or to seek it
@@ -360,11 +361,12 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
     assert doubts(understood) == [f'{what}; split it: "No sugar" and "Keep it short please."']
     assert understood.runner_up == "avoid verbosity"  # and not the opposite of the first wish
     # Of two places the one whose parts are surest: 31 / 50 of the other's first part are less than 91 / 110
-    at_the_dash = splits([f"{text[:-8]} - be nice."])
-    assert [split and split.second for split in at_the_dash] == ["Be nice."]
-    assert splits(["No sugar"]) == [None]
+    ((_, at_the_dash),) = parts_of([f"{text[:-8]} - be nice."])
+    assert at_the_dash is not None
+    assert at_the_dash.second == "Be nice."
+    assert parts_of(["No sugar"]) == [Parts()]
     monkeypatch.setattr(reader, "read", lambda texts, *_: [whole] * len(texts))
-    assert splits([text]) == [None]  # the same trait in both parts
+    assert parts_of([text]) == [Parts((whole, whole))]  # the same trait in both parts
     assert "write a principle for each" in doubts(understand_one(text))[0]
 
 
@@ -391,8 +393,8 @@ def test_parts_that_say_something_else_than_the_whole_are_no_advice(monkeypatch:
 def test_texts_are_cut_between_lines_and_in_capitals_too(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     monkeypatch.setattr(reader, "read", lambda texts, *_: asked.extend(texts))
-    splits(["BE BRIEF, BUT NEVER RUDE.", "Be brief\n- no praise", "Be brief.\n* no praise"])
-    assert asked == [*("BE BRIEF", "Be brief", "Be brief."), *("NEVER RUDE.", "no praise", "no praise")]
+    parts_of(["BE BRIEF, BUT NEVER RUDE.", "Be brief\n- no praise", "Be brief.\n* no praise"])
+    assert asked == ["BE BRIEF", "NEVER RUDE.", "Be brief", "no praise", "Be brief."]
 
 
 def test_what_stands_beyond_the_encoder_s_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,37 +455,49 @@ def test_the_model_reads_the_words_that_it_is_given_rightly() -> None:
 
 def test_the_probability_is_that_of_being_right_and_the_others_share_the_rest() -> None:
     # odds of 2 · 61/39 · 3 words / 4, for a wish to seek
-    rule = PLAIN._replace(right=(math.log(2), 1.0, 1.0, -math.log(4), math.log(5)))
+    rule = PLAIN._replace(right=(math.log(2), 1.0, 1.0, -math.log(4), math.log(5), 0.0, 0.0, 0.0))
     scores = scored(seek_flattery=61.0, avoid_flattery=20.0)  # and 19 others, of 100
     seek, avoid = (READ.index(("flattery", way)) for way in ("seek", "avoid"))
-    probable = probabilities("Praise them all.", (), scores, rule)
+    probable = probabilities("Praise them all.", (), scores, rule, Parts())
     odds = 2 * 61 / 39 * 3 / 4
     assert probable[seek] == pytest.approx(odds / (1 + odds))
     assert probable[avoid] == pytest.approx(20 / 39 / (1 + odds))
     assert sum(probable) == pytest.approx(1)
     # 2 · 80/20 · 3 words · 5, for nothing
-    nothing = probabilities("Answer in French.", (), scored(avoid_nothing=80.0), rule)
+    nothing = probabilities("Answer in French.", (), scored(avoid_nothing=80.0), rule, Parts())
     assert nothing[READ.index(NOTHING)] == pytest.approx(120 / 121)
     # nothing is likelier than the likeliest: 20/39 of 9/10 is
-    doubted = probabilities("Praise.", (), scores, PLAIN._replace(right=(-math.log(9), 0.0, 0.0, 0.0, 0.0)))
+    doubted = probabilities("Praise.", (), scores, PLAIN._replace(right=(-math.log(9), *[0.0] * 7)), Parts())
     assert [doubted[seek], doubted[avoid]] == pytest.approx([0.1, 0.1])
 
 
 def test_a_doubted_reading_is_still_the_likeliest(monkeypatch: pytest.MonkeyPatch) -> None:
-    doubting = PLAIN._replace(right=(-math.log(9), 0.0, 0.0, 0.0, 0.0))
+    doubting = PLAIN._replace(right=(-math.log(9), *[0.0] * 7))
     understood = read_as_scored(monkeypatch, "Doubt.", scored(avoid_hedging=52.0, seek_hedging=46.0), doubting)
     assert (understood.trait, understood.direction, understood.runner_up) == ("hedging", "avoid", "seek hedging")
     assert understood.given == "Avoid hedging."
     assert [understood.probability, understood.runner_up_probability] == pytest.approx([0.1, 0.1])
 
 
+def test_parts_speak_for_a_reading_or_against_it() -> None:
+    scores = scored(avoid_flattery=80.0)  # of 100
+    alone = signs("Be nice.", scores, Parts())
+    assert alone[5:] == pytest.approx((0.0, 0.8, 0.0))
+    parts = (scored(avoid_flattery=30.0), scored(seek_flattery=60.0), scored(avoid_flattery=5.0))  # of 50, 80 and 25
+    cut = signs("Be nice.", scores, Parts(parts))
+    assert cut[:5] == alone[:5]
+    assert cut[5:] == pytest.approx((1.0, 30 / 50, 60 / 80))
+    nothing = signs("Be.", scored(avoid_nothing=80.0), Parts(parts))
+    assert nothing[5:] == pytest.approx((1.0, 1 / 25, 0.0))  # which has no opposite
+
+
 def test_words_beyond_the_encoder_s_reach_are_no_evidence() -> None:
     scores = scored(avoid_flattery=61.0)
-    assert signs("word " * 500, scores) == signs("word " * 96, scores)
-    assert signs("", scores)[2] == 0.0
+    assert signs("word " * 500, scores, Parts()) == signs("word " * 96, scores, Parts())
+    assert signs("", scores, Parts())[2] == 0.0
 
 
 def test_the_model_alone_is_as_sure_as_its_sharpness_makes_it() -> None:
     own = [math.log(0.9), math.log(0.1)]
-    assert probabilities("", own, None, PLAIN) == pytest.approx([0.9, 0.1])
-    assert probabilities("", own, None, PLAIN._replace(sharpness_alone=0.5)) == pytest.approx([0.75, 0.25])
+    assert probabilities("", own, None, PLAIN, Parts()) == pytest.approx([0.9, 0.1])
+    assert probabilities("", own, None, PLAIN._replace(sharpness_alone=0.5), Parts()) == pytest.approx([0.75, 0.25])

@@ -191,7 +191,7 @@ def test_a_reading_is_as_probable_as_it_is_often_right(monkeypatch: pytest.Monke
     monkeypatch.setattr(build_reader, "RIDGE", 0.0)
     rule = build_reader.calibrate()
     for case, right in ((short[0], 0.75), (long[0], 0.9)):
-        probable = understand.probabilities(case.text, case.own, case.scores, rule)
+        probable = understand.probabilities(case.text, case.own, case.scores, rule, case.parts)
         assert max(probable) == pytest.approx(right, abs=0.001)
     assert rule.sure_from == pytest.approx(0.75, abs=0.002)  # a warning for one of the short ones would be for all
     # all in all 66 of 80 are right: the odds should be 66/14, and the sharpness its logarithm, in steps of 0.05
@@ -209,17 +209,16 @@ def test_every_sign_has_a_weight_of_its_own(monkeypatch: pytest.MonkeyPatch) -> 
         for number in range(10)
     ]
     monkeypatch.setattr(build_reader, "RIDGE", 0.0)
-    constant, evidence, _, seeks, nothing = build_reader.weights_of(found)
-    assert constant + evidence == pytest.approx(math.log(6 / 4), abs=0.002)
-    assert constant + 3 * evidence == pytest.approx(math.log(9), abs=0.003)
-    assert constant + evidence + seeks == pytest.approx(math.log(4 / 6), abs=0.003)
-    assert constant + evidence + nothing == pytest.approx(math.log(8 / 2), abs=0.003)
+    rule = reader.Calibration(build_reader.weights_of(found), 1.0, 0.5, 0.5, two_from=1.0, split_from=1.0)
+    for case in found:
+        rate = rates[case.scores.likeliest, case.scores.evidence] / 10
+        assert understand.confidence(case.text, case.scores, case.parts, rule) == pytest.approx(rate, abs=0.002)
 
 
 def test_texts_that_ask_for_nothing_known_are_no_matter_for_the_bound() -> None:
     about_nothing = made_up(True)._replace(family=NOTHING)
     unknown = made_up(True)._replace(family=("rudeness", "seek"))
-    rule = reader.Calibration((0.0, 1.0, 0.0, 0.0, 0.0), 1.0, 0.5, 0.5, two_from=1.0, split_from=1.0)
+    rule = reader.Calibration((0.0, 1.0, *[0.0] * 6), 1.0, 0.5, 0.5, two_from=1.0, split_from=1.0)
     made = build_reader.readings([about_nothing, unknown, made_up(True), made_up(False)], rule)
     assert [reading.right for reading in made] == [True, False]
     assert made[0].probability == pytest.approx(math.e / (1 + math.e))
