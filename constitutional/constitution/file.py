@@ -53,7 +53,7 @@ LONG_MEAN = 120
 """A Markdown file of more words, and of more words a principle, is read sentence by sentence: nobody weighs a page."""
 _JSON_START = re.compile(r"\s*(?:[\[{]\s*[\[{\"\]}]|\"(?:[^\"\\\n]|\\.)*\"\s*\Z)")
 _OURS_START = re.compile(r"^principles[ \t]*:", re.MULTILINE)
-_LIST_ITEM = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)]|\(\d{1,9}\))[ \t]+\S")
+_LIST_ITEM = re.compile(r"^ {0,3}(?:[-*+•●▪◦–]|\d{1,9}[.)]|\(\d{1,9}\)|\(?[a-z]\))[ \t]+\S")
 
 
 def load_constitution(name_or_path: str | Path) -> Constitution:

@@ -71,7 +71,7 @@ _ENDS = tuple(".!?:;,。！？：；，")  # noqa: RUF001 - a Chinese heading en
 _IN_BRACKETS = re.compile(r"^(\s*)\((\d{1,9})\)(?=[ \t])", re.MULTILINE)
 _BINDING = re.compile(r"\b(?:never|always|not|must|should|shall|avoid|refrain|cannot)\b|n['’]t\b", re.IGNORECASE)
 _LINKED = re.compile(r"[;,]\s*(?:and|or)?\s*\Z", re.IGNORECASE)
-_BULLET = re.compile(r"^(\s*)•(?=\s)", re.MULTILINE)
+_BULLET = re.compile(r"^(\s*)(?:[•●▪◦–]|\(?[a-z]\))(?=\s)", re.MULTILINE)
 _BOLD_START = re.compile(r"(?:\*\*|__)(.+?)(?:\*\*|__)", re.DOTALL)
 _CHECKBOX = re.compile(r"^(\s*(?:[-*+]|\d{1,9}[.)])[ \t]+)\[[ xX]\][ \t]+", re.MULTILINE)
 
