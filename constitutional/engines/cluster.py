@@ -98,7 +98,7 @@ class Cluster:
         self.lock = threading.RLock()
         """Guards all actors."""
         self._engines: list[ClusterEngine] = []
-        self._connected = False
+        self._connected = self._left = False
         self._looked_s = self._made_room_s = 0.0
 
     def engine(self, engine: Engine, settings: NodeSettings) -> "ClusterEngine":
@@ -112,10 +112,9 @@ class Cluster:
         self._engines.append(made)
         return made
 
-    def start(self, settings: NodeSettings, chunks: int) -> _Actor:
-        """A new actor with an engine of these settings, which waits until there is a place for it."""
+    def start(self, settings: NodeSettings, chunks: int, gpus: float) -> _Actor:
+        """A new actor with an engine of these settings and so many GPUs, which waits until there is a place for it."""
         ray = self._connect()
-        gpus = self.gpus(settings)
         if isinstance(settings, ModelSettings) and (not gpus or settings.device.startswith("cuda")):
             # Without GPUs of its own an actor sees all of its node's; with some, it sees these alone.
             settings = settings.model_copy(update={"device": "cuda" if gpus else "cpu"})
@@ -123,7 +122,7 @@ class Cluster:
         return _Actor(kind.remote(settings))
 
     def gpus(self, settings: NodeSettings) -> float:
-        """How many GPUs an actor with this engine takes."""
+        """How many GPUs an actor with this engine takes, on the cluster as it is now."""
         if isinstance(settings, ScriptedSettings) or getattr(settings, "device", "") == "cpu":
             return 0
         if self.settings.gpus is not None:
@@ -140,6 +139,8 @@ class Cluster:
     def _connect(self) -> Any:  # noqa: ANN401 - the module ray
         import ray
 
+        if self._left:  # a thread that was left behind would start another one, and nobody would end it
+            raise ModelError("the Ray cluster was left")
         if ray.is_initialized():
             return ray
         address = self.settings.address
@@ -156,7 +157,7 @@ class Cluster:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        except Exception as error:  # which Ray itself raises where a node is slow to start
             at = f" at {address}" if address else ""
             raise ConfigurationError(
                 f"the Ray cluster{at} cannot be reached: {_in_a_line(error)}. Start it "
@@ -200,7 +201,9 @@ class Cluster:
                     engine.end(actor)
 
     def close(self) -> None:
-        """End all actors, and leave the cluster."""
+        """End all actors, and leave the cluster for good."""
+        with self.lock:
+            self._left = True
         self.release()
         if self._connected:
             import ray
@@ -238,6 +241,8 @@ class ClusterEngine(ForwardingEngine):
         """One after the other; those at about the same time, as of a node that is lost, are one."""
         self._failed_start_s = 0.0
         self._told = False
+        self._gpus = 0.0
+        """How many an actor takes, once that is known: it is no other when the last node with GPUs is lost."""
         self._left: dict[Any, _Chunk] = {}
         """Chunks whose sessions have ended, by the references of their answers."""
 
@@ -256,7 +261,7 @@ class ClusterEngine(ForwardingEngine):
         while self._first is None:
             with self.cluster.lock:
                 if not self.actors:
-                    self.actors.append(self.cluster.start(self.settings, self.chunks))
+                    self._start()
                 self._await_starting()
                 self._check_patience()
                 self.cluster.look_after(self)
@@ -301,7 +306,14 @@ class ClusterEngine(ForwardingEngine):
         settings = self.cluster.settings
         missing = math.ceil(wanting / settings.chunk) - len(starting)
         for _ in range(min(missing, settings.max_actors - len(self.actors))):
-            self.actors.append(self.cluster.start(self.settings, self.chunks))
+            self._start()
+
+    def _start(self) -> None:
+        self.actors.append(self.cluster.start(self.settings, self.chunks, self._gpus_of_an_actor()))
+
+    def _gpus_of_an_actor(self) -> float:
+        self._gpus = self._gpus or self.cluster.gpus(self.settings)
+        return self._gpus
 
     def _await_starting(self) -> list[_Actor]:
         """The actors that start, which do not end for want of work: they are wanted."""
@@ -330,7 +342,7 @@ class ClusterEngine(ForwardingEngine):
             self.cluster.say(f"{self.name}: waiting for a place on the cluster: {self._needs()}")
 
     def _needs(self) -> str:
-        gpus, cpus = self.cluster.gpus(self.settings), self.cluster.settings.cpus
+        gpus, cpus = self._gpus_of_an_actor(), self.cluster.settings.cpus
         return f"an actor needs {gpus:g} GPU and {cpus:g} CPU of one node, and free are {self.cluster.free()} on all"
 
     def arrived(self, references: Iterable[Any]) -> None:
@@ -342,9 +354,33 @@ class ClusterEngine(ForwardingEngine):
         with self.cluster.lock:
             for reference in references:
                 if chunk := self._left.pop(reference, None):
-                    self.freed(chunk.actor)
+                    self._done(chunk, reference)
                 for actor in [actor for actor in self.actors if actor.starting == reference]:
                     self._came_up(actor)
+
+    def _done(self, chunk: _Chunk, reference: Any) -> None:  # noqa: ANN401 - Ray's
+        """A chunk that nobody awaits has come; where it tells that its actor is dead, nobody else is to find that."""
+        error = self.failure_in(reference)
+        if error is None:
+            self.freed(chunk.actor)
+        else:
+            self.lost(chunk.actor, error)
+
+    def failure_in(self, reference: Any) -> Exception | None:  # noqa: ANN401 - Ray's
+        """Why the actor that was to answer, or its engine, is dead; None where it is not."""
+        import ray
+
+        failed: Exception | None
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            # Raised by a user's function it tells nothing of the actor; by a model's engine, that its GPU fails, say.
+            failed = None if isinstance(self.settings, ScriptedSettings) else error
+        except ray.exceptions.RayError as error:
+            failed = error
+        else:
+            failed = result if isinstance(result, ModelError) else None
+        return failed
 
     def _came_up(self, actor: _Actor) -> None:
         import ray
@@ -403,8 +439,8 @@ class ClusterEngine(ForwardingEngine):
         with self.cluster.lock:
             if actor in self.actors:
                 self.end(actor)
-                for other in self.idle():
-                    if not other.starting:  # requests are for those that are there, where a whole node is not
+                for other in self.actors:
+                    if not other.starting:  # requests are for those that are there, where whole nodes are not
                         other.starting = other.handle.place.remote()
                 had = f", with {actor.chunks} chunks that are asked again" if actor.chunks else ""
                 self.cluster.say(f"{self.name}: lost an actor on {actor.node or 'a node'}{had}: {_in_a_line(error)}")
@@ -507,25 +543,22 @@ class ClusterSession:
         import ray
 
         chunk = self.open.pop(reference)
+        # An engine that fails, as vLLM does whose process was killed, is as dead as its actor.
+        if error := self._engine.failure_in(reference):
+            self._engine.lost(chunk.actor, error)
+            self._failure = self._failure or self._engine.gave_up(chunk, error)
+            self._again.append(chunk)
+            return []
+        self._engine.freed(chunk.actor)
         try:
             result = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:  # a user's function, or a mistake of ours
-            self._engine.freed(chunk.actor)
-            self._failure = self._failure or error
+        except ray.exceptions.RayTaskError as raised:  # by a user's function
+            self._failure = self._failure or raised
             return []
-        except ray.exceptions.RayError as error:
-            result = error
-        if isinstance(result, list):
-            self._engine.freed(chunk.actor)
-            return list(zip(chunk.tickets, result, strict=True))
-        if isinstance(result, ConstitutionalError) and not isinstance(result, ModelError):
+        if isinstance(result, ConstitutionalError):
             self._failure = self._failure or _from_node(result, chunk.actor.node)
             return []
-        # An engine that fails, as vLLM does whose process was killed, is as dead as its actor.
-        self._engine.lost(chunk.actor, result)
-        self._failure = self._failure or self._engine.gave_up(chunk, result)
-        self._again.append(chunk)
-        return []
+        return list(zip(chunk.tickets, result, strict=True))
 
     def close(self) -> None:
         """Give up what is outstanding; actors finish what they have begun."""

@@ -7,6 +7,7 @@ torch.
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
@@ -39,6 +40,8 @@ class EngineActor:
         self._settings = settings
         self._engine: Engine | None = None
         self._lock = threading.Lock()
+        self._one_at_a_time = threading.Lock() if isinstance(settings, ScriptedSettings) else nullcontext()
+        """A user's function need not be for several threads; while it has one chunk, the next is on its way."""
 
     def place(self) -> tuple[str, int]:
         """The node's address, and the process's id."""
@@ -57,7 +60,8 @@ class EngineActor:
     def answer(self, requests: Sequence[Request]) -> list[Completion] | ConstitutionalError:
         """One completion for each request, in order."""
         try:
-            return self._opened().complete(requests)
+            with self._one_at_a_time:
+                return self._opened().complete(requests)
         except ConstitutionalError as error:
             return error
 

@@ -13,9 +13,9 @@ from constitutional.base.records import Message
 from constitutional.engines import cluster
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.cluster import DEATHS, Cluster, ClusterEngine
-from constitutional.engines.cluster_actor import Described
+from constitutional.engines.cluster_actor import Described, NodeSettings
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.engines.settings import RayClusterSettings, ScriptedSettings
+from constitutional.engines.settings import ModelSettings, RayClusterSettings, ScriptedSettings
 
 FUNCTION = ScriptedSettings(function="functions.py:answer")
 WEIGHTS = ScriptedEngine(lambda _: "yes", "answer").weights
@@ -124,7 +124,7 @@ def test_a_model_does_not_give_up_its_place_while_another_is_at_work() -> None:
     busy, waiting = engine_on(where), engine_on(where)
     busy.complete([question("first")])
     busy.actors[0].chunks = 1
-    waiting.actors = [where.start(FUNCTION, 2)]  # which has no place yet
+    waiting.actors = [where.start(FUNCTION, 2, 0)]  # which has no place yet
     for _ in range(3):
         waiting._check_patience()
         time.sleep(0.06)
@@ -136,7 +136,7 @@ def test_a_model_does_not_give_up_its_place_while_another_is_at_work() -> None:
 
 def lost_while_starting(engine: ClusterEngine, count: int) -> None:
     """So many actors die at once before they say what they are."""
-    starting = [engine.cluster.start(FUNCTION, 2) for _ in range(count)]
+    starting = [engine.cluster.start(FUNCTION, 2, 0) for _ in range(count)]
     for actor in starting:
         actor.starting = Reference(Lost("the node is gone"), 0.0)
     engine.actors += starting
@@ -173,3 +173,74 @@ def test_where_there_is_no_time_no_work_is_begun(ray: Ray) -> None:
     assert (ray.started, session.open) == (0, {})
     assert session.collect() == [((0,), Completion("yes", "stop"))]
     assert ray.started == 1
+
+
+def test_when_the_last_node_with_gpus_is_lost_an_actor_still_wants_one(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened().engine(ScriptedEngine(lambda _: "yes", "answer"), ModelSettings(path="somewhere"))
+    wanted = list[float]()
+    start = engine.cluster.start
+
+    def noted(settings: NodeSettings, chunks: int, gpus: float) -> Any:  # noqa: ANN401
+        wanted.append(gpus)
+        return start(settings, chunks, gpus)
+
+    monkeypatch.setattr(engine.cluster, "start", noted)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
+    engine._start()
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    engine._start()
+    assert wanted == [1, 1]
+
+
+def test_where_one_actor_is_lost_busy_ones_are_asked_too_whether_they_are_there(ray: Ray) -> None:
+    engine = engine_on(opened())
+    assert engine.identity == "one"
+    engine._start()
+    engine._start()
+    busy, dead, idle = engine.actors
+    for actor in engine.actors:
+        actor.starting, actor.known = None, True
+    busy.chunks = 1
+    engine.lost(dead, Lost("the node is gone"))
+    assert engine.actors == [busy, idle]
+    assert all(actor.starting for actor in engine.actors)
+    engine.arrived([actor.starting for actor in engine.actors])  # both are
+    assert not any(actor.starting for actor in engine.actors)
+    assert ray.killed == 1
+
+
+def test_a_cluster_that_was_left_starts_nothing_anew(ray: Ray) -> None:
+    engine = engine_on(opened())
+    assert engine.identity == "one"
+    engine.cluster.close()
+    with pytest.raises(ModelError, match="was left"):
+        engine.complete([question("Well?")])
+    assert ray.started == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault", "lost"),
+    [
+        (FUNCTION, ZeroDivisionError("in a user's function"), False),
+        (ModelSettings(path="somewhere"), ZeroDivisionError("CUDA error"), True),
+        (FUNCTION, Lost("the node is gone"), True),
+    ],
+)
+@pytest.mark.usefixtures("ray")
+def test_an_actor_whose_engine_is_dead_is_found_out_whoever_had_asked_it(
+    settings: NodeSettings, fault: Exception, lost: bool
+) -> None:
+    engine = opened().engine(ScriptedEngine(lambda _: "yes", "answer"), settings)
+    assert engine.identity == "one"
+    (actor,) = engine.actors
+    session = engine.session()
+    session.submit((0,), question("Well?"))
+    engine.hand_out(session)
+    ((reference, _),) = session.open.items()
+    reference.value, reference.at_s = fault, 0.0
+    session.close()  # nobody awaits it any more
+    engine.arrived([reference])
+    assert (actor in engine.actors) == (not lost)
+    assert lost or actor.chunks == 0
