@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from constitutional.base.errors import BudgetError, ConfigurationError, InputError, RunError
 from constitutional.base.files import digest_of
@@ -256,6 +257,10 @@ REFUSED = {
         *("launch.processes=2", "algorithm=ppo", "algorithm.rewards=[{kind: constitution}]"),
         "budget.max_calls=9",
     ): r"a budget is kept by one process",
+    (
+        *("launch.processes=2", "algorithm=ppo", "algorithm.rewards=[{kind: constitution}]"),
+        *("launch.machines=2", "launch.main_address=10.0.0.1"),
+    ): r"kept in one journal, which is for one machine at a time; train on one machine",
 }
 
 
@@ -266,6 +271,37 @@ def test_what_several_processes_cannot_train_is_refused(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ConfigurationError, match=REFUSED[overrides]):
         check(compose(["launch=accelerate", *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "written"),
+    [
+        ("FSDP", {"fsdp_config": {"fsdp_cpu_ram_efficient_loading": False}}, "fsdp_version: 2"),
+        ("FSDP", {"fsdp_config": {"fsdp_version": 2}}, "fsdp_cpu_ram_efficient_loading: false"),
+        ("DEEPSPEED", {"deepspeed_config": {"zero_stage": 3}}, "zero3_save_16bit_model: true"),
+        ("DEEPSPEED", {"deepspeed_config": {"zero_stage": 2}}, None),
+        ("FSDP", {"fsdp_config": {"fsdp_version": "2", "fsdp_cpu_ram_efficient_loading": "false"}}, None),
+    ],
+)
+def test_sharding_whose_models_would_be_lost_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, own: dict[str, Any], written: str | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: "found")
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"distributed_type": kind, **own}))
+    config = compose(["launch=accelerate", f"launch.config={file}"])
+    if written is None:
+        check(config)
+        return
+    with pytest.raises(ConfigurationError, match=f"write `{written}` into it"):
+        check(config)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigurationError, match=r"more than the 2 GPUs of this machine.*launch\.processes=2$"):
+        check(compose(["launch=accelerate", "launch.processes=4"]))
 
 
 def test_zero3_needs_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
