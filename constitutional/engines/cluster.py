@@ -98,7 +98,7 @@ class Cluster:
         self.lock = threading.RLock()
         """Guards all actors."""
         self._engines: list[ClusterEngine] = []
-        self._connected = self._left = False
+        self._connected = self._closed = False
         self._looked_s = self._made_room_s = 0.0
 
     def engine(self, engine: Engine, settings: NodeSettings) -> "ClusterEngine":
@@ -139,7 +139,7 @@ class Cluster:
     def _connect(self) -> Any:  # noqa: ANN401 - the module ray
         import ray
 
-        if self._left:  # a thread that was left behind would start another one, and nobody would end it
+        if self._closed:  # a thread that was left behind would start another one, and nobody would end it
             raise ModelError("the Ray cluster was left")
         if ray.is_initialized():
             return ray
@@ -203,7 +203,7 @@ class Cluster:
     def close(self) -> None:
         """End all actors, and leave the cluster for good."""
         with self.lock:
-            self._left = True
+            self._closed = True
         self.release()
         if self._connected:
             import ray
@@ -360,27 +360,25 @@ class ClusterEngine(ForwardingEngine):
 
     def _done(self, chunk: _Chunk, reference: Any) -> None:  # noqa: ANN401 - Ray's
         """A chunk that nobody awaits has come; where it tells that its actor is dead, nobody else is to find that."""
-        error = self.failure_in(reference)
-        if error is None:
-            self.freed(chunk.actor)
+        result, dead = self.outcome(reference)
+        if dead:
+            self.lost(chunk.actor, result)
         else:
-            self.lost(chunk.actor, error)
+            self.freed(chunk.actor)
 
-    def failure_in(self, reference: Any) -> Exception | None:  # noqa: ANN401 - Ray's
-        """Why the actor that was to answer, or its engine, is dead; None where it is not."""
+    def outcome(self, reference: Any) -> tuple[Any, bool]:  # noqa: ANN401 - Ray's
+        """What has become of a chunk, its answers or an error; and whether its actor, or the engine there, is dead."""
         import ray
 
-        failed: Exception | None
         try:
             result = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             # Raised by a user's function it tells nothing of the actor; by a model's engine, that its GPU fails, say.
-            failed = None if isinstance(self.settings, ScriptedSettings) else error
+            return error, not isinstance(self.settings, ScriptedSettings)
         except ray.exceptions.RayError as error:
-            failed = error
-        else:
-            failed = result if isinstance(result, ModelError) else None
-        return failed
+            return error, True
+        # An engine that fails, as vLLM does whose process was killed, is as dead as its actor.
+        return result, isinstance(result, ModelError)
 
     def _came_up(self, actor: _Actor) -> None:
         import ray
@@ -540,25 +538,19 @@ class ClusterSession:
 
     def _answers(self, reference: Any) -> list[tuple[Ticket, Completion]]:  # noqa: ANN401 - Ray's
         """What has become of a chunk; nothing where its actor died, and it is to be asked again."""
-        import ray
-
         chunk = self.open.pop(reference)
-        # An engine that fails, as vLLM does whose process was killed, is as dead as its actor.
-        if error := self._engine.failure_in(reference):
-            self._engine.lost(chunk.actor, error)
-            self._failure = self._failure or self._engine.gave_up(chunk, error)
+        result, dead = self._engine.outcome(reference)
+        if dead:
+            self._engine.lost(chunk.actor, result)
+            self._failure = self._failure or self._engine.gave_up(chunk, result)
             self._again.append(chunk)
             return []
         self._engine.freed(chunk.actor)
-        try:
-            result = ray.get(reference)
-        except ray.exceptions.RayTaskError as raised:  # by a user's function
-            self._failure = self._failure or raised
-            return []
-        if isinstance(result, ConstitutionalError):
-            self._failure = self._failure or _from_node(result, chunk.actor.node)
-            return []
-        return list(zip(chunk.tickets, result, strict=True))
+        if isinstance(result, list):
+            return list(zip(chunk.tickets, result, strict=True))
+        known = isinstance(result, ConstitutionalError)  # and not what a user's function raised
+        self._failure = self._failure or (_from_node(result, chunk.actor.node) if known else result)
+        return []
 
     def close(self) -> None:
         """Give up what is outstanding; actors finish what they have begun."""

@@ -97,7 +97,8 @@ def check(config: RunConfig) -> None:
     launch = config.launch
     if not isinstance(launch, AccelerateSettings):
         return
-    kind = _kind(launch)
+    content = _content(launch)
+    kind = str(content["distributed_type"])
     total = _processes(launch) * launch.machines
     if total == 1:
         raise ConfigurationError("launch.processes=1 starts no second process; type launch=here, or launch.processes=2")
@@ -113,7 +114,7 @@ def check(config: RunConfig) -> None:
     if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         advice = "type pip install '.[zero3]', or launch=accelerate_fsdp2"
         raise ConfigurationError(f"launch.config={launch.config} needs DeepSpeed, which is not installed; {advice}")
-    _check_sharding(launch)
+    _check_sharding(launch, content)
     _check_algorithm(config)
     steps: dict[str, StepSettings] = {"sft": config.sft, "reward": config.reward}
     if not isinstance(config.algorithm, adopted.Settings):  # which was trained elsewhere
@@ -167,9 +168,15 @@ def _config_file(launch: AccelerateSettings) -> Path:
 
 def _kind(launch: AccelerateSettings) -> str:
     """The kind of accelerate's configuration, such as FSDP."""
+    return str(_content(launch)["distributed_type"])
+
+
+def _content(launch: AccelerateSettings) -> dict[str, Any]:
+    """Accelerate's configuration, which is of a kind that trains here."""
     shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     try:
-        kind = str(_content(launch)["distributed_type"])
+        content: dict[str, Any] = yaml.safe_load(_config_file(launch).read_text(encoding="utf-8"))
+        kind = str(content["distributed_type"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigurationError(
             f"launch.config={launch.config}: is no configuration of accelerate ({' '.join(str(error).split())}); type "
@@ -180,17 +187,11 @@ def _kind(launch: AccelerateSettings) -> str:
             f"launch.config={launch.config}: has distributed_type {kind}, and this trains by MULTI_GPU, "
             f"{' or '.join(SHARDING)}; type one of {shipped}"
         )
-    return kind
-
-
-def _content(launch: AccelerateSettings) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load(_config_file(launch).read_text(encoding="utf-8"))
     return content
 
 
-def _check_sharding(launch: AccelerateSettings) -> None:
+def _check_sharding(launch: AccelerateSettings, content: Mapping[str, Any]) -> None:
     """Refuse ways of sharding whose models could not be saved in the end, or would be read as zeros at first."""
-    content = _content(launch)
     fsdp, zero = (content.get(name) or {} for name in ("fsdp_config", "deepspeed_config"))
     wanted: dict[str, tuple[bool, str]] = {}
     if content["distributed_type"] == "FSDP":
