@@ -62,6 +62,8 @@ class _Actor:
         """Whether it has said what its engine is."""
         self.chunks = 0
         """How many it is answering."""
+        self.asked = False
+        """Whether it ever had one: before that it has not loaded its model."""
         self.idle_since_s = time.monotonic()
 
 
@@ -179,15 +181,18 @@ class Cluster:
         self._looked_s = now_s
         for engine in self._engines:
             engine.end_idle(now_s - self.settings.idle_s)
-        longest_s = max(waiting.without_place_since_s, self._made_room_s)
-        if waiting.without_place_since_s and now_s - longest_s > ROOM_S:
-            others = [engine for engine in self._engines if engine is not waiting]
-            idle = [(actor.idle_since_s, engine, actor) for engine in others for actor in engine.idle()]
-            idle = [row for row in idle if not row[2].starting and row[0] < now_s - LOOK_S]
-            if idle:
-                _, engine, actor = min(idle, key=lambda row: row[0])
-                engine.end(actor)
-                self._made_room_s = now_s
+        if not any(actor.starting and not actor.node for actor in waiting.actors) or now_s - self._made_room_s < ROOM_S:
+            return
+        others = [engine for engine in self._engines if engine is not waiting]
+        idle = [(actor.idle_since_s, engine, actor) for engine in others for actor in engine.idle()]
+        idle = [row for row in idle if not row[2].starting and row[0] < now_s - LOOK_S]
+        if not waiting.without_place_since_s or now_s - waiting.without_place_since_s < ROOM_S:
+            # Which has a place and wants another: only one that costs little to have again.
+            idle = [row for row in idle if not row[2].asked and row[0] < now_s - ROOM_S]
+        if idle:
+            _, engine, actor = min(idle, key=lambda row: row[0])
+            engine.end(actor)
+            self._made_room_s = now_s
 
     def is_busy_beside(self, waiting: "ClusterEngine") -> bool:
         """Whether actors of another model are answering."""
@@ -288,7 +293,7 @@ class ClusterEngine(ForwardingEngine):
                 free = sum(self.chunks - other.chunks for other in self.actors if not other.starting)
                 chunk = session.take(min(self.cluster.settings.chunk, math.ceil(session.wanting / free)))
                 chunk.actor = actor
-                actor.chunks += 1
+                actor.chunks, actor.asked = actor.chunks + 1, True
                 session.open[actor.handle.answer.remote(chunk.requests)] = chunk
             if session.wanting:
                 self._grow(session.wanting)

@@ -211,6 +211,22 @@ def test_where_one_actor_is_lost_busy_ones_are_asked_too_whether_they_are_there(
     assert ray.killed == 1
 
 
+@pytest.mark.parametrize(("asked", "idle_s", "kept"), [(False, 6.0, False), (False, 4.0, True), (True, 6.0, True)])
+@pytest.mark.usefixtures("ray")
+def test_a_model_that_was_never_asked_gives_its_place_to_one_that_wants_another(
+    asked: bool, idle_s: float, kept: bool
+) -> None:
+    named, wanting = (engine_on(where) for where in [opened()] * 2)
+    assert (named.identity, wanting.identity) == ("one", "one")  # both have an actor, and the first one nothing to do
+    if asked:
+        named.complete([question("first")])
+    named.actors[0].idle_since_s = time.monotonic() - idle_s
+    wanting._start()  # for which there is no place
+    named.cluster._looked_s = 0.0
+    named.cluster.look_after(wanting)
+    assert [len(named.actors), len(wanting.actors)] == [int(kept), 2]
+
+
 def test_a_cluster_that_was_left_starts_nothing_anew(ray: Ray) -> None:
     engine = engine_on(opened())
     assert engine.identity == "one"
