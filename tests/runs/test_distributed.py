@@ -170,7 +170,7 @@ def test_two_processes_make_what_one_makes(alone: Path, model: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "ppo"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_whose_process_is_killed_or_that_is_stopped_goes_on_to_the_same(
     alone: Path, model: Path, tmp_path: Path, stage: str
 ) -> None:
@@ -180,11 +180,12 @@ def test_a_stage_whose_process_is_killed_or_that_is_stopped_goes_on_to_the_same(
 
     def reached(step: int) -> bool:
         with suppress(ValueError):
-            checkpoint = place("broken") / "checkpoints" / f"checkpoint-{step}"
-            return (checkpoint / ("complete" if stage == "sft" else "state.json")).exists()
+            written = "state.json" if stage == "ppo" else "complete"
+            return any((place("broken") / "checkpoints").rglob(f"checkpoint-{step}/{written}"))
         return False
 
-    long = (of(stage), "algorithm.episodes=96" if stage == "ppo" else "sft.epochs=12", *TWO)
+    longer = {"ppo": "algorithm.episodes=96", "dpo": "algorithm.epochs=12"}.get(stage, f"{stage}.epochs=12")
+    long = (of(stage), longer, *TWO)
     whole, _ = start(config_of(without(alone, tmp_path / "whole", stage), model, stage, *long))
     broken = config_of(without(alone, tmp_path / "broken", stage), model, stage, *long)
     killed = rf"^{stage}: a process that trains was ended by SIGKILL; .* goes on from the last checkpoint"
