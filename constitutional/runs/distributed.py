@@ -49,6 +49,8 @@ SHARDING: Final = ("FSDP", "DEEPSPEED")
 PROCESSES: Final = f"{CHECKPOINTS}/processes"
 REQUEST: Final = "request.json"
 POLL_S: Final = 0.5
+WAIT_S: Final = 60.0
+"""So long another machine waits for a run to begin that is finished already: it may be about to be made anew."""
 """How often another machine looks whether there is something to train."""
 STOP_S: Final = 60.0
 """How long processes may take to stop."""
@@ -378,7 +380,9 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
     me = f"machine {launch.machine_rank} of {launch.machines}"
     progress.say(f"run {config.name}: waiting for machine 0 ({launch.main_address}) to train, as {me}")
     stages, seen = [stage.name for stage in up_to(config.until, outline(config))], ""
+    patient_until_s, begun = time.monotonic() + WAIT_S, False
     while True:
+        begun = begun or is_locked(config.run_folder / LOCK)
         request = _request(config.run_folder)
         if request is not None and request.start != seen:
             seen = request.start
@@ -387,7 +391,7 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
             if code:
                 log = request.folder / PROCESSES / f"log_{launch.machine_rank}.txt"
                 progress.say(f"{request.stage}: the processes here ended with exit code {code}; {log} says more")
-        elif request is None and (store := _finished(config, stages)):
+        elif (begun or time.monotonic() > patient_until_s) and (store := _finished(config, stages)):
             progress.say(f"run {config.name} is done")
             return store
         time.sleep(POLL_S)

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO
@@ -18,6 +19,7 @@ from constitutional.base.errors import BudgetError, ConfigurationError, InputErr
 from constitutional.base.files import digest_of
 from constitutional.base.progress import Progress
 from constitutional.engines.spending import Calls
+from constitutional.runs import distributed
 from constitutional.runs.compose import compose
 from constitutional.runs.distributed import CONFIGS, ProcessEnd, _end, _failure, check, leave_end
 from constitutional.runs.folder import RunStore
@@ -239,6 +241,29 @@ def test_another_machine_trains_along_until_the_run_is_done(alone: Path, model: 
     one = RunStore.load(alone / "runs" / "dpo")
     for name, weight in weights(made(one, "sft")).items():
         assert float((weights(made(store, "sft"))[name] - weight).abs().max()) < 1e-5
+
+
+def test_another_machine_does_not_take_an_earlier_run_for_the_one_that_it_waits_for(
+    alone: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = ("launch=accelerate", "launch.processes=1", "launch.machines=2", "launch.main_address=127.0.0.1")
+    config = config_of(alone, model, "dpo", of("dpo"), *there, "launch.machine_rank=1")
+    begins = iter([False, False, True, True])
+    asked = list[bool]()
+
+    def locked(_lock: Path) -> bool:
+        asked.append(next(begins, False))
+        return asked[-1]
+
+    monkeypatch.setattr(distributed, "is_locked", locked)
+    monkeypatch.setattr(distributed, "POLL_S", 0.01)
+    assert distributed.join(config, Progress(StringIO())).folder == alone / "runs" / "dpo"
+    assert asked[:4] == [False, False, True, True]  # it was finished all the time
+    begins = iter(())
+    monkeypatch.setattr(distributed, "WAIT_S", 0.05)
+    began_s = time.monotonic()
+    assert distributed.join(config, Progress(StringIO())).folder == alone / "runs" / "dpo"  # which nobody makes anew
+    assert time.monotonic() - began_s >= 0.05
 
 
 # --- What is refused before anything is asked ---
