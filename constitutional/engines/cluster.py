@@ -77,6 +77,13 @@ class _Chunk:
         self.deaths = 0
         """How many actors have died with it."""
 
+    def without(self, answers: list[Completion | None]) -> "_Chunk | None":
+        """What of it is not answered yet; None where all is."""
+        rest = [index for index, answer in enumerate(answers) if answer is None]
+        return (
+            _Chunk([self.tickets[index] for index in rest], [self.requests[index] for index in rest]) if rest else None
+        )
+
 
 class Cluster:
     """The connection to a Ray cluster, and the engines whose actors are on it.
@@ -552,7 +559,11 @@ class ClusterSession:
             return []
         self._engine.freed(chunk.actor)
         if isinstance(result, list):
-            return list(zip(chunk.tickets, result, strict=True))
+            if rest := chunk.without(result):
+                self._again.append(rest)
+            return [
+                (ticket, answer) for ticket, answer in zip(chunk.tickets, result, strict=True) if answer is not None
+            ]
         known = isinstance(result, ConstitutionalError)  # and not what a user's function raised
         self._failure = self._failure or (_from_node(result, chunk.actor.node) if known else result)
         return []

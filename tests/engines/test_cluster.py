@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from constitutional.base.errors import ModelError
+from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.base.records import Message
 from constitutional.engines import cluster
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.cluster import DEATHS, Cluster, ClusterEngine
-from constitutional.engines.cluster_actor import Described, NodeSettings
+from constitutional.engines.cluster_actor import Described, EngineActor, NodeSettings
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.settings import ModelSettings, RayClusterSettings, ScriptedSettings
 
@@ -43,6 +43,9 @@ class Ray:
         self.started = 0
         self.killed = 0
 
+    def answers(self, requests: Sequence[Request]) -> list[Completion | None]:
+        return [Completion("yes", "stop") for _ in requests]
+
     def is_initialized(self) -> bool:
         return True
 
@@ -58,7 +61,7 @@ class Ray:
             parts: dict[str, Callable[..., Reference]] = {
                 "place": lambda: self._coming(self.place),
                 "describe": lambda: self._coming(Described(WEIGHTS, "one", "functions"), self.describe_s),
-                "answer": lambda requests: self._coming([Completion("yes", "stop")] * len(requests), 0.05),
+                "answer": lambda requests: self._coming(self.answers(requests), 0.05),
             }
             return SimpleNamespace(**{name: SimpleNamespace(remote=part) for name, part in parts.items()})
 
@@ -225,6 +228,40 @@ def test_a_model_that_was_never_asked_gives_its_place_to_one_that_wants_another(
     named.cluster._looked_s = 0.0
     named.cluster.look_after(wanting)
     assert [len(named.actors), len(wanting.actors)] == [int(kept), 2]
+
+
+def test_what_an_actor_has_answered_is_kept_and_the_rest_is_asked_again(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[list[str]]()
+
+    def only_the_second(requests: Sequence[Request]) -> list[Completion | None]:
+        texts = [request.messages[0].content for request in requests]
+        asked.append(texts)
+        if len(texts) < 3:
+            return [Completion(f"to {text}", "stop") for text in texts]
+        return [None, Completion(f"to {texts[1]}", "stop"), *[None] * (len(texts) - 2)]
+
+    monkeypatch.setattr(ray, "answers", only_the_second)
+    engine = engine_on(opened(max_actors=1, chunk=4))
+    answers = engine.complete([question(text) for text in "abcde"])
+    assert [answer.text for answer in answers] == ["to a", "to b", "to c", "to d", "to e"]
+    assert sorted(asked) == [["a", "b", "c"], ["a", "c"], ["d", "e"]]
+
+
+def test_an_engine_that_cannot_go_on_says_why_after_what_it_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rule(request: Request) -> str:
+        if request.messages[0].content == "c":
+            raise ConfigurationError("c is no question")
+        return "yes"
+
+    actor = EngineActor(FUNCTION)
+    monkeypatch.setattr(actor, "_opened", lambda: ScriptedEngine(rule, at_a_time=2))
+    a, b, c, d = (question(text) for text in "abcd")
+    yes = Completion("yes", "stop")
+    assert actor.answer([a, b, c, d]) == [yes, yes, None, None]
+    assert isinstance(actor.answer([c, d]), ConfigurationError)
+    assert actor.answer([d]) == [yes]
 
 
 def test_a_cluster_that_was_left_starts_nothing_anew(ray: Ray) -> None:
