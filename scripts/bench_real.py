@@ -31,7 +31,7 @@ from constitutional.base.errors import ConstitutionalError, UsageError
 from constitutional.base.files import atomic_write
 from constitutional.base.progress import clock
 from constitutional.base.records import Sample
-from constitutional.base.stats import bootstrap_mean
+from constitutional.base.stats import bootstrap_mean, paired_interval
 from constitutional.base.text import table
 from constitutional.cli.main import INTERRUPTED
 from constitutional.constitution.measures import MEASURES, rule_of
@@ -119,9 +119,17 @@ def counts(samples: Sequence[Sample]) -> Counts:
 
 
 def difference(after: Mapping[str, float], before: Mapping[str, float]) -> Estimate:
-    """The mean over the prompts of what is counted after and before; a bootstrap interval."""
+    """The mean over the prompts of what is counted after and before, and an interval.
+
+    It is a bootstrap interval, or where a reply has what is counted or has it not, that of a rate's change: of few
+    changes a bootstrap promises too much.
+    """
     changes = [after[prompt] - value for prompt, value in before.items() if prompt in after]
-    return Estimate(statistics.fmean(changes), *bootstrap_mean(changes, seed=0), len(changes))
+    if {*after.values(), *before.values()} <= {0.0, 1.0}:
+        interval = paired_interval(changes.count(1), changes.count(-1), len(changes))
+    else:
+        interval = bootstrap_mean(changes, seed=0)
+    return Estimate(statistics.fmean(changes), *interval, len(changes))
 
 
 def checks(pair: str, found: Mapping[str, Counts]) -> Iterator[Check]:

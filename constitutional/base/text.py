@@ -66,6 +66,21 @@ def whole_sentences(text: str) -> str:
     return _BULLET_AT_END.sub("", text[: ends[-1]]).rstrip() if ends else ""
 
 
+def shortened(reply: str) -> str:
+    """A reply that was cut off, up to what is whole of it; empty where it was cut off in its thoughts."""
+    spoken = without_thoughts(reply)
+    whole = whole_sentences(spoken)
+    return reply[: len(reply) - len(spoken)] + whole if whole else ""
+
+
+def without_thoughts(reply: str) -> str:
+    """A reply behind the thoughts that a reasoning model wrote into it; empty where it never stopped thinking."""
+    if reply.lstrip().startswith("{"):
+        return reply  # JSON, whose reasoning may speak of the tag
+    _, tag, spoken = reply.rpartition("</think>")
+    return "" if not tag and spoken.lstrip().startswith("<think>") else spoken
+
+
 def canonical(text: str) -> str:
     """A text as people read it: texts that look the same have the same canonical form.
 

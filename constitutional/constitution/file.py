@@ -31,7 +31,7 @@ from constitutional.constitution.constitution import (
 from constitutional.constitution.families import EXPECTED, is_ours, of_node, table_of
 from constitutional.constitution.foreign import Foreign
 from constitutional.constitution.json_nodes import read_json
-from constitutional.constitution.markdown import Prose, ProseBlock, read_markdown
+from constitutional.constitution.markdown import BULLETS, Prose, ProseBlock, read_markdown
 from constitutional.constitution.model_spec import is_model_spec, read_model_spec
 from constitutional.constitution.plain_text import is_prose, read_list
 from constitutional.constitution.principle_file import (
@@ -53,7 +53,7 @@ LONG_MEAN = 120
 """A Markdown file of more words, and of more words a principle, is read sentence by sentence: nobody weighs a page."""
 _JSON_START = re.compile(r"\s*(?:[\[{]\s*[\[{\"\]}]|\"(?:[^\"\\\n]|\\.)*\"\s*\Z)")
 _OURS_START = re.compile(r"^principles[ \t]*:", re.MULTILINE)
-_LIST_ITEM = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)]|\(\d{1,9}\))[ \t]+\S")
+_LIST_ITEM = re.compile(rf"^ {{0,3}}(?:[-*+{BULLETS}]|\d{{1,9}}[.)]|\(\d{{1,9}}\)|\(?[a-z]\))[ \t]+\S")
 
 
 def load_constitution(name_or_path: str | Path) -> Constitution:

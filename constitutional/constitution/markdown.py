@@ -6,7 +6,7 @@ CommonMark (with tables) decides what a block is; this module decides which bloc
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise, zip_longest
-from typing import Literal, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
@@ -71,7 +71,9 @@ _ENDS = tuple(".!?:;,。！？：；，")  # noqa: RUF001 - a Chinese heading en
 _IN_BRACKETS = re.compile(r"^(\s*)\((\d{1,9})\)(?=[ \t])", re.MULTILINE)
 _BINDING = re.compile(r"\b(?:never|always|not|must|should|shall|avoid|refrain|cannot)\b|n['’]t\b", re.IGNORECASE)
 _LINKED = re.compile(r"[;,]\s*(?:and|or)?\s*\Z", re.IGNORECASE)
-_BULLET = re.compile(r"^(\s*)•(?=\s)", re.MULTILINE)
+BULLETS: Final = "•●▪◦–"
+"""What word processors begin items with, and Markdown does not know."""
+_BULLET = re.compile(rf"^(\s*)(?:[{BULLETS}]|\(?[a-z]\))(?=\s)", re.MULTILINE)
 _BOLD_START = re.compile(r"(?:\*\*|__)(.+?)(?:\*\*|__)", re.DOTALL)
 _CHECKBOX = re.compile(r"^(\s*(?:[-*+]|\d{1,9}[.)])[ \t]+)\[[ xX]\][ \t]+", re.MULTILINE)
 

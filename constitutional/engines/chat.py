@@ -234,7 +234,7 @@ class ChatTokens:
 
         Where one choice begins another in tokens (1 and 10, digit by digit), the end of the turn is part of each.
         """
-        options = [self.ids(request.messages, choice) for choice in request.choices]
+        options = [self.ids(request.messages, plain(self.tokenizer, choice)) for choice in request.choices]
         in_order = sorted(options)  # a list that begins others comes right before one of them
         if any(longer[: len(shorter)] == shorter for shorter, longer in pairwise(in_order)):
             end = end_of_turn(self.tokenizer) or self.tokenizer.eos_token_id

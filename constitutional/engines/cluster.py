@@ -62,6 +62,8 @@ class _Actor:
         """Whether it has said what its engine is."""
         self.chunks = 0
         """How many it is answering."""
+        self.asked = False
+        """Whether it ever had one: before that it has not loaded its model."""
         self.idle_since_s = time.monotonic()
 
 
@@ -74,6 +76,13 @@ class _Chunk:
         self.actor: _Actor
         self.deaths = 0
         """How many actors have died with it."""
+
+    def without(self, answers: list[Completion | None]) -> "_Chunk | None":
+        """What of it is not answered yet; None where all is."""
+        rest = [index for index, answer in enumerate(answers) if answer is None]
+        return (
+            _Chunk([self.tickets[index] for index in rest], [self.requests[index] for index in rest]) if rest else None
+        )
 
 
 class Cluster:
@@ -98,7 +107,7 @@ class Cluster:
         self.lock = threading.RLock()
         """Guards all actors."""
         self._engines: list[ClusterEngine] = []
-        self._connected = False
+        self._connected = self._closed = False
         self._looked_s = self._made_room_s = 0.0
 
     def engine(self, engine: Engine, settings: NodeSettings) -> "ClusterEngine":
@@ -112,10 +121,9 @@ class Cluster:
         self._engines.append(made)
         return made
 
-    def start(self, settings: NodeSettings, chunks: int) -> _Actor:
-        """A new actor with an engine of these settings, which waits until there is a place for it."""
+    def start(self, settings: NodeSettings, chunks: int, gpus: float) -> _Actor:
+        """A new actor with an engine of these settings and so many GPUs, which waits until there is a place for it."""
         ray = self._connect()
-        gpus = self.gpus(settings)
         if isinstance(settings, ModelSettings) and (not gpus or settings.device.startswith("cuda")):
             # Without GPUs of its own an actor sees all of its node's; with some, it sees these alone.
             settings = settings.model_copy(update={"device": "cuda" if gpus else "cpu"})
@@ -123,7 +131,7 @@ class Cluster:
         return _Actor(kind.remote(settings))
 
     def gpus(self, settings: NodeSettings) -> float:
-        """How many GPUs an actor with this engine takes."""
+        """How many GPUs an actor with this engine takes, on the cluster as it is now."""
         if isinstance(settings, ScriptedSettings) or getattr(settings, "device", "") == "cpu":
             return 0
         if self.settings.gpus is not None:
@@ -140,6 +148,8 @@ class Cluster:
     def _connect(self) -> Any:  # noqa: ANN401 - the module ray
         import ray
 
+        if self._closed:  # a thread that was left behind would start another one, and nobody would end it
+            raise ModelError("the Ray cluster was left")
         if ray.is_initialized():
             return ray
         address = self.settings.address
@@ -156,7 +166,7 @@ class Cluster:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
             )
-        except (ConnectionError, RuntimeError, ValueError, OSError, ray.exceptions.RayError) as error:
+        except Exception as error:  # which Ray itself raises where a node is slow to start
             at = f" at {address}" if address else ""
             raise ConfigurationError(
                 f"the Ray cluster{at} cannot be reached: {_in_a_line(error)}. Start it "
@@ -178,15 +188,18 @@ class Cluster:
         self._looked_s = now_s
         for engine in self._engines:
             engine.end_idle(now_s - self.settings.idle_s)
-        longest_s = max(waiting.without_place_since_s, self._made_room_s)
-        if waiting.without_place_since_s and now_s - longest_s > ROOM_S:
-            others = [engine for engine in self._engines if engine is not waiting]
-            idle = [(actor.idle_since_s, engine, actor) for engine in others for actor in engine.idle()]
-            idle = [row for row in idle if not row[2].starting and row[0] < now_s - LOOK_S]
-            if idle:
-                _, engine, actor = min(idle, key=lambda row: row[0])
-                engine.end(actor)
-                self._made_room_s = now_s
+        if not any(actor.starting and not actor.node for actor in waiting.actors) or now_s - self._made_room_s < ROOM_S:
+            return
+        others = [engine for engine in self._engines if engine is not waiting]
+        idle = [(actor.idle_since_s, engine, actor) for engine in others for actor in engine.idle()]
+        idle = [row for row in idle if not row[2].starting and row[0] < now_s - LOOK_S]
+        if not waiting.without_place_since_s or now_s - waiting.without_place_since_s < ROOM_S:
+            # Which has a place and wants another: only one that costs little to have again.
+            idle = [row for row in idle if not row[2].asked and row[0] < now_s - ROOM_S]
+        if idle:
+            _, engine, actor = min(idle, key=lambda row: row[0])
+            engine.end(actor)
+            self._made_room_s = now_s
 
     def is_busy_beside(self, waiting: "ClusterEngine") -> bool:
         """Whether actors of another model are answering."""
@@ -200,7 +213,9 @@ class Cluster:
                     engine.end(actor)
 
     def close(self) -> None:
-        """End all actors, and leave the cluster."""
+        """End all actors, and leave the cluster for good."""
+        with self.lock:
+            self._closed = True
         self.release()
         if self._connected:
             import ray
@@ -238,6 +253,8 @@ class ClusterEngine(ForwardingEngine):
         """One after the other; those at about the same time, as of a node that is lost, are one."""
         self._failed_start_s = 0.0
         self._told = False
+        self._gpus = 0.0
+        """How many an actor takes, once that is known: it is no other when the last node with GPUs is lost."""
         self._left: dict[Any, _Chunk] = {}
         """Chunks whose sessions have ended, by the references of their answers."""
 
@@ -256,7 +273,7 @@ class ClusterEngine(ForwardingEngine):
         while self._first is None:
             with self.cluster.lock:
                 if not self.actors:
-                    self.actors.append(self.cluster.start(self.settings, self.chunks))
+                    self._start()
                 self._await_starting()
                 self._check_patience()
                 self.cluster.look_after(self)
@@ -283,7 +300,7 @@ class ClusterEngine(ForwardingEngine):
                 free = sum(self.chunks - other.chunks for other in self.actors if not other.starting)
                 chunk = session.take(min(self.cluster.settings.chunk, math.ceil(session.wanting / free)))
                 chunk.actor = actor
-                actor.chunks += 1
+                actor.chunks, actor.asked = actor.chunks + 1, True
                 session.open[actor.handle.answer.remote(chunk.requests)] = chunk
             if session.wanting:
                 self._grow(session.wanting)
@@ -301,7 +318,14 @@ class ClusterEngine(ForwardingEngine):
         settings = self.cluster.settings
         missing = math.ceil(wanting / settings.chunk) - len(starting)
         for _ in range(min(missing, settings.max_actors - len(self.actors))):
-            self.actors.append(self.cluster.start(self.settings, self.chunks))
+            self._start()
+
+    def _start(self) -> None:
+        self.actors.append(self.cluster.start(self.settings, self.chunks, self._gpus_of_an_actor()))
+
+    def _gpus_of_an_actor(self) -> float:
+        self._gpus = self._gpus or self.cluster.gpus(self.settings)
+        return self._gpus
 
     def _await_starting(self) -> list[_Actor]:
         """The actors that start, which do not end for want of work: they are wanted."""
@@ -330,7 +354,7 @@ class ClusterEngine(ForwardingEngine):
             self.cluster.say(f"{self.name}: waiting for a place on the cluster: {self._needs()}")
 
     def _needs(self) -> str:
-        gpus, cpus = self.cluster.gpus(self.settings), self.cluster.settings.cpus
+        gpus, cpus = self._gpus_of_an_actor(), self.cluster.settings.cpus
         return f"an actor needs {gpus:g} GPU and {cpus:g} CPU of one node, and free are {self.cluster.free()} on all"
 
     def arrived(self, references: Iterable[Any]) -> None:
@@ -342,9 +366,31 @@ class ClusterEngine(ForwardingEngine):
         with self.cluster.lock:
             for reference in references:
                 if chunk := self._left.pop(reference, None):
-                    self.freed(chunk.actor)
+                    self._done(chunk, reference)
                 for actor in [actor for actor in self.actors if actor.starting == reference]:
                     self._came_up(actor)
+
+    def _done(self, chunk: _Chunk, reference: Any) -> None:  # noqa: ANN401 - Ray's
+        """A chunk that nobody awaits has come; where it tells that its actor is dead, nobody else is to find that."""
+        result, dead = self.outcome(reference)
+        if dead:
+            self.lost(chunk.actor, result)
+        else:
+            self.freed(chunk.actor)
+
+    def outcome(self, reference: Any) -> tuple[Any, bool]:  # noqa: ANN401 - Ray's
+        """What has become of a chunk, its answers or an error; and whether its actor, or the engine there, is dead."""
+        import ray
+
+        try:
+            result = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            # Raised by a user's function it tells nothing of the actor; by a model's engine, that its GPU fails, say.
+            return error, not isinstance(self.settings, ScriptedSettings)
+        except ray.exceptions.RayError as error:
+            return error, True
+        # An engine that fails, as vLLM does whose process was killed, is as dead as its actor.
+        return result, isinstance(result, ModelError)
 
     def _came_up(self, actor: _Actor) -> None:
         import ray
@@ -403,8 +449,8 @@ class ClusterEngine(ForwardingEngine):
         with self.cluster.lock:
             if actor in self.actors:
                 self.end(actor)
-                for other in self.idle():
-                    if not other.starting:  # requests are for those that are there, where a whole node is not
+                for other in self.actors:
+                    if not other.starting:  # requests are for those that are there, where whole nodes are not
                         other.starting = other.handle.place.remote()
                 had = f", with {actor.chunks} chunks that are asked again" if actor.chunks else ""
                 self.cluster.say(f"{self.name}: lost an actor on {actor.node or 'a node'}{had}: {_in_a_line(error)}")
@@ -504,27 +550,22 @@ class ClusterSession:
 
     def _answers(self, reference: Any) -> list[tuple[Ticket, Completion]]:  # noqa: ANN401 - Ray's
         """What has become of a chunk; nothing where its actor died, and it is to be asked again."""
-        import ray
-
         chunk = self.open.pop(reference)
-        try:
-            result = ray.get(reference)
-        except ray.exceptions.RayTaskError as error:  # a user's function, or a mistake of ours
-            self._engine.freed(chunk.actor)
-            self._failure = self._failure or error
+        result, dead = self._engine.outcome(reference)
+        if dead:
+            self._engine.lost(chunk.actor, result)
+            self._failure = self._failure or self._engine.gave_up(chunk, result)
+            self._again.append(chunk)
             return []
-        except ray.exceptions.RayError as error:
-            result = error
+        self._engine.freed(chunk.actor)
         if isinstance(result, list):
-            self._engine.freed(chunk.actor)
-            return list(zip(chunk.tickets, result, strict=True))
-        if isinstance(result, ConstitutionalError) and not isinstance(result, ModelError):
-            self._failure = self._failure or _from_node(result, chunk.actor.node)
-            return []
-        # An engine that fails, as vLLM does whose process was killed, is as dead as its actor.
-        self._engine.lost(chunk.actor, result)
-        self._failure = self._failure or self._engine.gave_up(chunk, result)
-        self._again.append(chunk)
+            if rest := chunk.without(result):
+                self._again.append(rest)
+            return [
+                (ticket, answer) for ticket, answer in zip(chunk.tickets, result, strict=True) if answer is not None
+            ]
+        known = isinstance(result, ConstitutionalError)  # and not what a user's function raised
+        self._failure = self._failure or (_from_node(result, chunk.actor.node) if known else result)
         return []
 
     def close(self) -> None:

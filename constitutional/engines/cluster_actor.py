@@ -7,11 +7,12 @@ torch.
 import os
 import threading
 from collections.abc import Sequence
+from contextlib import closing, nullcontext
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
 from constitutional.base.errors import ConstitutionalError
-from constitutional.engines.base import Completion, Engine, Request
+from constitutional.engines.base import Completion, Engine, Request, Ticket
 from constitutional.engines.models import Models, engine_of
 from constitutional.engines.settings import ModelSettings, ScriptedSettings, VllmSettings
 
@@ -39,6 +40,8 @@ class EngineActor:
         self._settings = settings
         self._engine: Engine | None = None
         self._lock = threading.Lock()
+        self._one_at_a_time = threading.Lock() if isinstance(settings, ScriptedSettings) else nullcontext()
+        """A user's function need not be for several threads; while it has one chunk, the next is on its way."""
 
     def place(self) -> tuple[str, int]:
         """The node's address, and the process's id."""
@@ -54,12 +57,25 @@ class EngineActor:
         except ConstitutionalError as error:
             return error
 
-    def answer(self, requests: Sequence[Request]) -> list[Completion] | ConstitutionalError:
-        """One completion for each request, in order."""
+    def answer(self, requests: Sequence[Request]) -> list[Completion | None] | ConstitutionalError:
+        """A completion for each request, in order.
+
+        None stands for those without one because the engine could not go on: it says why when it is asked for them
+        again, and what it had answered is not lost.
+        """
+        answers: dict[Ticket, Completion] = {}
         try:
-            return self._opened().complete(requests)
-        except ConstitutionalError as error:
-            return error
+            with self._one_at_a_time, closing(self._opened().session()) as session:
+                for number, request in enumerate(requests):
+                    session.submit((number,), request)
+                while len(answers) < len(requests):
+                    answers |= session.collect()
+        except Exception as error:
+            if not answers and isinstance(error, ConstitutionalError):
+                return error
+            if not answers:
+                raise
+        return [answers.get((number,)) for number in range(len(requests))]
 
     def _opened(self) -> Engine:
         with self._lock:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from constitutional.base.errors import ConstitutionalError, ModelError, RunError
+from constitutional.base.errors import ModelError, RunError
 from constitutional.engines.base import Completion, Engine, ForwardingEngine, Request, Session, Ticket
 from constitutional.engines.spending import Account, Calls, Ledger
 
@@ -290,7 +290,7 @@ class JournalSession:
     def close(self) -> None:
         """Give up what is outstanding; what has been answered already is kept."""
         if self._session:
-            with suppress(ConstitutionalError):
+            with suppress(Exception):  # what fails here ends with the session, or has been raised before
                 self._from_engine(self._session.collect(0.0))
         self._account.ledger.landed(self._account.role, len(self._asked), Calls())
         self._asked = {}

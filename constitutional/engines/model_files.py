@@ -106,16 +106,17 @@ def recommended(path: str, revision: str | None = None) -> Recommended | None:
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
-    """The folder of a model on the hub in the hub's cache, if it is there."""
+    """The folder of a model on the hub in the hub's cache, if it is there: a `config.json` alone says nothing of it."""
     from huggingface_hub import try_to_load_from_cache
 
     if name.count("/") != 1 or not all(name.split("/")):
         return None
     try:
-        found = try_to_load_from_cache(name, "config.json", revision=revision)
+        files = ("generation_config.json", WEIGHTS, INDEX)
+        found = [try_to_load_from_cache(name, file, revision=revision) for file in files]
     except ValueError:  # no name that the hub could have
         return None
-    return Path(found).parent if isinstance(found, str) else None
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
 
 
 def model_files(folder: Path) -> list[Path]:

@@ -11,6 +11,7 @@ alone, as those of the local engine do, computes the same batches after a kill a
 
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator, Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any, Final, TypeVar
 
 from constitutional.engines.base import Completion, Engine, Request, Session, Ticket
@@ -208,7 +209,8 @@ class _Running:
             self._ready.append(task)
 
     def close(self) -> None:
-        for _, session in self._sessions.values():
-            session.close()
-        for task in list(self._tasks.values()):
-            task.story.close()
+        with ExitStack() as ending:  # in which all are closed, whatever becomes of one of them
+            for task in list(self._tasks.values()):
+                ending.callback(task.story.close)
+            for _, session in self._sessions.values():
+                ending.callback(session.close)

@@ -256,7 +256,10 @@ def check_canaries(
 def _other_ways(settings: LabelSettings, engine: Engine) -> str:
     """What to type for better labels."""
     if settings.method != "contrast" and engine.abilities.choices:
-        return "Type label.method=contrast, which needs no verdict to be read, or labeler=… for a larger model"
+        return (
+            "Type label.method=contrast, which needs no verdict to be read (but no labeler with endpoint=chat), or "
+            "labeler=… for a larger model"
+        )
     return (
         "Write `measure:` under principles that something countable tells apart, `opposite:` under the others, or type "
         "labeler=… for a larger model"

@@ -24,16 +24,18 @@ Scores = tuple[float | None, ...]
 """Of one conversation, by each principle."""
 
 
-def by_principle(labeler: Labeler, constitution: Constitution, settings: PrinciplesSettings) -> list[Reward]:
+def by_principle(
+    labeler: Labeler, constitution: Constitution, settings: PrinciplesSettings, *, several: bool
+) -> list[Reward]:
     """For each principle, the labeler's expected score of a reply, Σ i·P(i) over 1 to 10, brought to [−1, 1].
 
-    Together they are a mean over the principles by weight. Among the replies to one prompt that are scored together,
-    the scores by a principle give way to those that override it (`priorities.yielding`). None where the labeler cannot
-    be read. A labeler whose engine gives no log-probabilities writes its score instead.
+    Together they are a mean over the principles by weight. Where `several` replies to a prompt are drawn to be held
+    against each other, the scores by a principle give way to those that override it (`priorities.yielding`). None where
+    the labeler cannot be read. A labeler whose engine gives no log-probabilities writes its score instead.
     """
     principles = constitution.principles
     whole = settings.weight / sum(principle.weight for principle in principles)
-    judge = _Judge(labeler, principles, constitution.overridden_by)
+    judge = _Judge(labeler, principles, constitution.overridden_by if several else {})
     return [
         Reward(f"constitution/{principle.id}", whole * principle.weight, PrincipleReward(judge, index))
         for index, principle in enumerate(principles)

@@ -16,6 +16,7 @@ from constitutional.base.refusals import REFUSAL_PHRASES, refuses
 from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
 from constitutional.base.templates import Prompts
+from constitutional.base.text import without_thoughts
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.evaluation import (
     BiasQuestion,
@@ -46,7 +47,7 @@ from constitutional.judging.evaluation_scores import (
     rubric_metrics,
 )
 from constitutional.judging.gold import scores_by_principle
-from constitutional.judging.labeler import ORDERS, Labeler, without_thoughts
+from constitutional.judging.labeler import ORDERS, Labeler
 from constitutional.judging.labelling import LabelSettings, label, probabilities_of, readable
 from constitutional.judging.priorities import overridden, yielding
 

@@ -24,6 +24,7 @@ from constitutional.base.records import LABELER, Comparison, Judgement, Message,
 from constitutional.base.seeds import seed_of
 from constitutional.base.stats import sigmoid
 from constitutional.base.templates import Prompts
+from constitutional.base.text import without_thoughts
 from constitutional.constitution.constitution import Principle
 from constitutional.constitution.measures import Rule
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Sampling
@@ -583,14 +584,6 @@ def verdict_of(reply: str, ending: re.Pattern[str]) -> re.Match[str] | None:
         return None
     *_, line = ["", *reply[: verdict.start()].rstrip(" \t\n\r*_#>-").splitlines()]
     return verdict if not line.endswith((":", ",")) or _ANNOUNCES.search(line) else None
-
-
-def without_thoughts(reply: str) -> str:
-    """A reply behind the thoughts that a reasoning model wrote into it; empty where it never stopped thinking."""
-    if reply.lstrip().startswith("{"):
-        return reply  # JSON, whose reasoning may speak of the tag
-    _, tag, spoken = reply.rpartition("</think>")
-    return "" if not tag and spoken.lstrip().startswith("<think>") else spoken
 
 
 def _counted(completions: Sequence[Completion], verdicts: Sequence[str | None]) -> _Answer:

@@ -71,17 +71,18 @@ def label(  # noqa: PLR0913 - what the public function consists of
     settings: LabelSettings | None = None,
     seed: int = 0,
     *,
+    sharpness: Mapping[str, float] | None = None,
     ended: Callable[[int], None] | None = None,
 ) -> Iterator[Judgement]:
     """Judgements of each comparison, one for each principle that it is judged by, in order.
 
     Without `templates` it is asked in the project's own words, without `settings` as `constitutional run` does. `ended`
-    is told how many judgements have been made, in whatever order. The engine is given the principles' words as the
-    constitution has them (`Principle.words`). A run gives the sandbox's model other words where it would misread them;
-    `judging.understanding.in_known_words` makes such a constitution.
+    is told how many judgements have been made, in whatever order. `sharpness` is that of a `Labeler`. The engine is
+    given the principles' words as the constitution has them (`Principle.words`). A run gives the sandbox's model other
+    words where it would misread them; `judging.understanding.in_known_words` makes such a constitution.
     """
     settings = settings or LabelSettings()
-    labeler = Labeler(engine, templates or load_prompts(), settings, seed)
+    labeler = Labeler(engine, templates or load_prompts(), settings, seed, sharpness=sharpness)
     judge = Judge(labeler, 1.0, [principle.id for principle in constitution.principles])
     return label_by([judge], comparisons, constitution, settings, seed, ended=ended)
 

@@ -12,14 +12,13 @@ from constitutional.base.errors import ModelError
 from constitutional.base.progress import counted
 from constitutional.base.records import Message
 from constitutional.base.templates import Prompts
-from constitutional.base.text import words
+from constitutional.base.text import without_thoughts, words
 from constitutional.constitution.constitution import MOST_CHARACTERS
 from constitutional.constitution.foreign import Entry, Foreign
 from constitutional.constitution.prose import Paragraph, Section, sections
 from constitutional.constitution.yaml import Problem, shown
 from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import ask, side_by_side
-from constitutional.judging.labeler import without_thoughts
 
 PART_WORDS: Final = 700
 """Words of the text that a model is shown at once, unless a paragraph has more."""

@@ -11,8 +11,15 @@ from constitutional.base.text import table
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.answers import Accuracy, AnsweredComparisons, accuracy_of, always_first, always_longer
 from constitutional.engines.base import Engine
-from constitutional.judging.accuracy import NEAR_CHANCE, TOO_FEW, PrincipleAccuracy, accuracy_against, measure_labeler
-from constitutional.judging.labeler import TOO_LONG
+from constitutional.judging.accuracy import (
+    NEAR_CHANCE,
+    TOO_FEW,
+    PrincipleAccuracy,
+    accuracy_against,
+    measure_labeler,
+    sharpness_of,
+)
+from constitutional.judging.labeler import TOO_LONG, method_for
 from constitutional.judging.labelling import LabelSettings, label, probabilities_of
 
 HEADING: Final = ("right", "accuracy", "95% interval", "")
@@ -77,15 +84,30 @@ def by_answers(
 ) -> Trial:
     """How often the labeler chooses as people did; the interval has prompts as clusters.
 
+    With `label.method=contrast` it is as sure as a run makes it: by what it makes of the constitution's own examples.
     Comparisons that are too long for the labeler are counted, and left out of everything else.
 
     Raises:
         ModelError: all of them are too long.
     """
+    sharpness = dict[str, float]()
+    if method_for(settings.method, engine.abilities) == "contrast":
+        sharpness = sharpness_of(measure_labeler(constitution, engine, templates, settings))
     total = len(answered.rows) * (len(constitution.principles) if settings.principles == "all" else 1)
     comparisons = [row.comparison for row in answered.rows]
     with Progress().task("label", total) as task:
-        judged = list(label(comparisons, constitution, engine, templates, settings, seed, ended=task.update))
+        judged = list(
+            label(
+                comparisons,
+                constitution,
+                engine,
+                templates,
+                settings,
+                seed,
+                sharpness=sharpness,
+                ended=task.update,
+            )
+        )
     too_long = {judgement.comparison for judgement in judged if TOO_LONG in (judgement.problem or "")}
     judgements = [judgement for judgement in judged if judgement.comparison not in too_long]
     rows = [row for row in answered.rows if row.comparison.id not in too_long]

@@ -129,7 +129,7 @@ def _over_run(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
         raise UsageError(f"from={folder}: the new run needs a name of its own; type name=NAME")
     if "experiment" in keys:
         raise UsageError(f"from={folder}: a preset of experiment replaces all settings; leave one of the two out")
-    beside = config.model_copy(update={"folder": folder.parent, "until": None})
+    beside = _without_recommended(config).model_copy(update={"folder": folder.parent, "until": None})
     values = beside.model_dump(mode="json")
     if "folder" in keys:  # what was answered is no more asked for there than here
         values["journal"]["path"] = str(beside.journal_file)
@@ -583,17 +583,38 @@ def with_recommended(config: RunConfig) -> RunConfig:
     Drafts are sampled as the model recommends that writes them, and responses and replies as the one that is trained
     does. A model on the hub recommends nothing until it is here.
     """
+    changes = {}
+    for stage, usual in _recommended_for(config).items():
+        settings = getattr(config, stage)
+        changes[stage] = settings.model_copy(
+            update={name: value for name, value in usual.items() if getattr(settings, name) is None}
+        )
+    return config.model_copy(update=changes)
+
+
+def _without_recommended(config: RunConfig) -> RunConfig:
+    """The same with null in the place of what models recommend: a new run may have other models."""
+    changes = {}
+    for stage, usual in _recommended_for(config).items():
+        settings = getattr(config, stage)
+        changes[stage] = settings.model_copy(
+            update={name: None for name, value in usual.items() if getattr(settings, name) == value}
+        )
+    return config.model_copy(update=changes)
+
+
+def _recommended_for(config: RunConfig) -> dict[str, dict[str, float]]:
+    """By stage, the sampling that its model recommends, as far as it changes anything."""
     generator = role_settings(config.generator, config.model)
     drafting = generator if isinstance(generator, ModelSettings | VllmSettings) else None
-    changes = {}
-    for stage, model in {"critique_revise": drafting, "sample_pairs": config.model, "evaluate": config.model}.items():
-        usual = (recommended(model.path, model.revision) if model and model.path else None) or Recommended()
-        settings = getattr(config, stage)
-        said = {
-            name: value for name, value in usual._asdict().items() if value != 1 and getattr(settings, name) is None
-        }
-        changes[stage] = settings.model_copy(update=said)
-    return config.model_copy(update=changes)
+    models = {"critique_revise": drafting, "sample_pairs": config.model, "evaluate": config.model}
+    found = {
+        stage: (recommended(model.path, model.revision) if model and model.path else None) or Recommended()
+        for stage, model in models.items()
+    }
+    return {
+        stage: {name: value for name, value in usual._asdict().items() if value != 1} for stage, usual in found.items()
+    }
 
 
 def _absolute(value: Any) -> Any:  # noqa: ANN401 - settings of any shape

@@ -236,9 +236,15 @@ class RunContext:
 
     def opened(self, settings: EngineSettings) -> Engine:
         """The model itself, without the journal; opened once."""
+        if self.on_cluster(settings):  # where roles with budgets of their own share a model's actors
+            settings = settings.model_copy(update={"budget": Budget()} if hasattr(settings, "budget") else {})
         if settings not in self._opened:
             self._opened[settings] = self._opener(settings)
         return self._opened[settings]
+
+    def on_cluster(self, settings: EngineSettings) -> bool:
+        """Whether such a model answers on a Ray cluster; servers are asked from here."""
+        return self._cluster is not None and not isinstance(settings, HttpSettings)
 
     def journalled(
         self, settings: EngineSettings, watch: Callable[[], None] | None = None, role: str = ""
@@ -439,6 +445,10 @@ class RunStageContext(FinishedRun):
         if role not in self._engines:
             settings = self._run.given(role) if is_given(role) else self._made(role)
             self._engines[role] = self._run.journalled(settings, lambda: self._watch(role), role)
+            if self._run.on_cluster(settings):
+                # Known before anything is asked: an actor that is to say it may wait for a place that others hold, and
+                # while this process waits nobody takes their answers.
+                _ = self._engines[role].identity
         return self._engines[role]
 
     def _made(self, artifact: str) -> EngineSettings:

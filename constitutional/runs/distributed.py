@@ -49,6 +49,8 @@ SHARDING: Final = ("FSDP", "DEEPSPEED")
 PROCESSES: Final = f"{CHECKPOINTS}/processes"
 REQUEST: Final = "request.json"
 POLL_S: Final = 0.5
+WAIT_S: Final = 60.0
+"""So long another machine waits for a run to begin that is finished already: it may be about to be made anew."""
 """How often another machine looks whether there is something to train."""
 STOP_S: Final = 60.0
 """How long processes may take to stop."""
@@ -97,10 +99,16 @@ def check(config: RunConfig) -> None:
     launch = config.launch
     if not isinstance(launch, AccelerateSettings):
         return
-    kind = _kind(launch)
+    content = _content(launch)
+    kind = str(content["distributed_type"])
     total = _processes(launch) * launch.machines
     if total == 1:
         raise ConfigurationError("launch.processes=1 starts no second process; type launch=here, or launch.processes=2")
+    if 0 < _gpus() < _processes(launch):
+        raise ConfigurationError(
+            f"launch.processes={launch.processes} are more than the {_gpus()} GPUs of this machine, of which no two "
+            f"processes can have one; type launch.processes={_gpus()}"
+        )
     if kind in SHARDING and not _gpus():
         raise ConfigurationError(
             f"launch.config={launch.config} shards weights over GPUs, and this machine has none; type launch.config=ddp"
@@ -108,6 +116,7 @@ def check(config: RunConfig) -> None:
     if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         advice = "type pip install '.[zero3]', or launch=accelerate_fsdp2"
         raise ConfigurationError(f"launch.config={launch.config} needs DeepSpeed, which is not installed; {advice}")
+    _check_sharding(launch, content)
     _check_algorithm(config)
     steps: dict[str, StepSettings] = {"sft": config.sft, "reward": config.reward}
     if not isinstance(config.algorithm, adopted.Settings):  # which was trained elsewhere
@@ -137,6 +146,11 @@ def _check_algorithm(config: RunConfig) -> None:
         )
     if not online.asks_labeler(algorithm):
         return
+    if isinstance(config.launch, AccelerateSettings) and config.launch.machines > 1:
+        raise ConfigurationError(
+            "the labeler's rewards are kept in one journal, which is for one machine at a time; train on one machine, "
+            "or leave the reward `constitution` out of algorithm.rewards"
+        )
     if isinstance(config.labeler, VllmSettings):
         raise ConfigurationError(
             "labeler=vllm would be started by every process of the training that it rewards; type labeler=http, for a "
@@ -156,10 +170,14 @@ def _config_file(launch: AccelerateSettings) -> Path:
 
 def _kind(launch: AccelerateSettings) -> str:
     """The kind of accelerate's configuration, such as FSDP."""
-    file = _config_file(launch)
+    return str(_content(launch)["distributed_type"])
+
+
+def _content(launch: AccelerateSettings) -> dict[str, Any]:
+    """Accelerate's configuration, which is of a kind that trains here."""
     shipped = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content: dict[str, Any] = yaml.safe_load(_config_file(launch).read_text(encoding="utf-8"))
         kind = str(content["distributed_type"])
     except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError) as error:
         raise ConfigurationError(
@@ -171,7 +189,31 @@ def _kind(launch: AccelerateSettings) -> str:
             f"launch.config={launch.config}: has distributed_type {kind}, and this trains by MULTI_GPU, "
             f"{' or '.join(SHARDING)}; type one of {shipped}"
         )
-    return kind
+    return content
+
+
+def _check_sharding(launch: AccelerateSettings, content: Mapping[str, Any]) -> None:
+    """Refuse ways of sharding whose models could not be saved in the end, or would be read as zeros at first."""
+    fsdp, zero = (content.get(name) or {} for name in ("fsdp_config", "deepspeed_config"))
+    wanted: dict[str, tuple[bool, str]] = {}
+    if content["distributed_type"] == "FSDP":
+        ahead = _is_set(fsdp.get("fsdp_cpu_ram_efficient_loading", True))
+        wanted["fsdp_version: 2"] = (str(fsdp.get("fsdp_version", 1)) == "2", "models of version 1 cannot be saved")
+        wanted["fsdp_cpu_ram_efficient_loading: false"] = (
+            not ahead,
+            "DPO reads its reference before weights are sharded, when all processes but one would hold zeros",
+        )
+    elif content["distributed_type"] == "DEEPSPEED" and str(zero.get("zero_stage")) == "3":
+        gathered = _is_set(zero.get("zero3_save_16bit_model", False))
+        wanted["zero3_save_16bit_model: true"] = (gathered, "without it a trained model cannot be saved")
+    for line, (is_so, why) in wanted.items():
+        if not is_so:
+            raise ConfigurationError(f"launch.config={launch.config}: write `{line}` into it, as {why}")
+
+
+def _is_set(value: object) -> bool:
+    """Whether a value of accelerate's configuration, which may be a text, is true."""
+    return str(value).lower() in ("true", "1", "yes")
 
 
 def _processes(launch: AccelerateSettings) -> int:
@@ -338,7 +380,9 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
     me = f"machine {launch.machine_rank} of {launch.machines}"
     progress.say(f"run {config.name}: waiting for machine 0 ({launch.main_address}) to train, as {me}")
     stages, seen = [stage.name for stage in up_to(config.until, outline(config))], ""
+    patient_until_s, begun = time.monotonic() + WAIT_S, False
     while True:
+        begun = begun or is_locked(config.run_folder / LOCK)
         request = _request(config.run_folder)
         if request is not None and request.start != seen:
             seen = request.start
@@ -347,7 +391,7 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
             if code:
                 log = request.folder / PROCESSES / f"log_{launch.machine_rank}.txt"
                 progress.say(f"{request.stage}: the processes here ended with exit code {code}; {log} says more")
-        elif request is None and (store := _finished(config, stages)):
+        elif (begun or time.monotonic() > patient_until_s) and (store := _finished(config, stages)):
             progress.say(f"run {config.name} is done")
             return store
         time.sleep(POLL_S)

@@ -58,10 +58,11 @@ def repliers(target: str, models: str = "", opener: Opener | None = None) -> Rep
         raise ConfigurationError(f"{folder}: holds neither a run ({MANIFEST}) nor a model (config.json)")
     else:
         name = folder.resolve().name if folder.is_dir() else target
-        usual = recommended(target) or Recommended()
-        settings, chosen = {name: ModelSettings(path=target)}, evaluate.Settings(**usual._asdict())
+        settings, chosen = {name: ModelSettings(path=target)}, None
     names = named(models, list(settings)) if models else list(settings)
     engines = {name: opener(settings[name]) for name in names}
+    if chosen is None:  # what a model on the hub recommends is known once it is here
+        chosen = evaluate.Settings(**(recommended(target) or Recommended())._asdict())
     return Repliers(engines, Sampling.of(chosen.temperature, chosen.top_p, chosen.max_tokens))
 
 

@@ -501,8 +501,9 @@ class Runner:
     def _needs_gpu(self, stage: Stage) -> bool:
         """Whether a stage trains, or asks a model that is in the memory of the machine that asks it."""
         roles = [need for need in stage.needs if need in GIVEN or need.startswith("panel.")]
-        elsewhere = HttpSettings | ScriptedSettings
-        return stage.trains or not all(isinstance(self.run_context.given(role), elsewhere) for role in roles)
+        models = [self.run_context.given(role) for role in roles]
+        here = [model for model in models if not isinstance(model, HttpSettings | ScriptedSettings)]
+        return stage.trains or not all(map(self.run_context.on_cluster, here))
 
     def _finish(self, stage: Stage, begun: Begun, context: RunStageContext) -> StageEntry:
         artifacts = {**context.written, **{name: context.made(name) for name in stage.makes}}

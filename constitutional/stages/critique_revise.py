@@ -21,7 +21,7 @@ from constitutional.base.records import Message, Prompt, Revision, RevisionStep
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.shards import column_of
 from constitutional.base.templates import Prompts, load_prompts
-from constitutional.base.text import whole_sentences
+from constitutional.base.text import shortened
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.data.prompts import message_of
 from constitutional.engines.base import Completion, Engine, Request, Sampling
@@ -197,7 +197,7 @@ class Reviser:
         """The reply, without the sentence in which it was cut off where replies are shortened."""
         self.asked[what] += 1
         self.cut_off[what] += reply.finish == "length"
-        if reply.finish == "length" and self.settings.cut_off == "shorten" and (whole := whole_sentences(reply.text)):
+        if reply.finish == "length" and self.settings.cut_off == "shorten" and (whole := shortened(reply.text)):
             self.shortened[what] += 1
             return reply._replace(text=whole, finish="stop")
         return reply

@@ -385,7 +385,7 @@ def run(inputs: Inputs[GrpoSettings | RlooSettings], context: StageContext) -> N
     for warning in hardly_counted(settings):
         context.warn(warning)
     prompts = [prompt for prompt in context.read("prompts", Prompt) if prompt.split == "train"]
-    counted = rewards_of(settings.rewards, context, inputs.labeler)
+    counted = rewards_of(settings.rewards, context, inputs.labeler, several=True)
     model, tokenizer = training.load_policy(context.model("sft_model"), settings)
     seed = seed_of(context.seed, settings.kind)
     rows, too_long = prompt_rows(prompts, tokenizer, settings, seed)

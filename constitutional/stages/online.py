@@ -101,9 +101,16 @@ def _check_room(settings: OnlineSettings, memory: float) -> None:
 
 
 def rewards_of(
-    chosen: Sequence[RewardSettings], context: StageContext, labeler: LabelerSettings | None
+    chosen: Sequence[RewardSettings], context: StageContext, labeler: LabelerSettings | None, *, several: bool
 ) -> list[Reward]:
-    """The rewards that the settings name, in their order; a constitution's is one for each principle."""
+    """The rewards that the settings name, in their order; a constitution's is one for each principle.
+
+    Args:
+        chosen: their settings.
+        context: the stage's.
+        labeler: whom a constitution's ask.
+        several: whether several replies to a prompt are drawn to be held against each other.
+    """
     functions: list[Reward] = []
     for reward in chosen:
         if isinstance(reward, rewards.RewardModelSettings):
@@ -112,7 +119,8 @@ def rewards_of(
             assert labeler is not None
             judge = Labeler(context.engine("labeler"), context.prompts, labeler, context.seed)
             accuracies = context.read("labeler_accuracy", PrincipleAccuracy)
-            functions += by_principle(judge, trusted_principles(context.constitution, accuracies), reward)
+            trusted = trusted_principles(context.constitution, accuracies)
+            functions += by_principle(judge, trusted, reward, several=several)
         else:
             functions.append(rewards.rule(reward))
     rewards.check_names(functions)

@@ -126,7 +126,7 @@ def make_trainer(
         )
     models = [reward for reward in settings.rewards if isinstance(reward, RewardModelSettings)]
     others = [reward for reward in settings.rewards if reward not in models]
-    functions = rewards_of(others, context, inputs.labeler)
+    functions = rewards_of(others, context, inputs.labeler, several=False)
     gpu = torch.cuda.is_available()
     size, passes = processes.share_of(settings)
     args = PPOConfig(

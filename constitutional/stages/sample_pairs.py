@@ -17,7 +17,7 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.records import Comparison, Prompt
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.shards import column_of
-from constitutional.base.text import whole_sentences
+from constitutional.base.text import shortened
 from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.engines.stories import ask_all, side_by_side
 from constitutional.stages.context import StageContext
@@ -75,18 +75,18 @@ async def sample(prompt: Prompt, engine: Engine, settings: Settings, seed: int) 
     whole = [reply.text for reply in answered if reply.finish != "length"]
     saying = [text for text in whole if text.strip()]
     cut_off = [reply.text for reply in answered if reply.finish == "length"]
-    shortened = list(filter(None, map(whole_sentences, cut_off))) if settings.cut_off == "shorten" else []
+    kept = list(filter(None, map(shortened, cut_off))) if settings.cut_off == "shorten" else []
     texts: dict[str, str] = {}
-    for text in (*saying, *shortened):
+    for text in (*saying, *kept):
         texts.setdefault(text.strip(), text)
     return Samples(
         prompt,
         tuple(texts.values()),
         failed=len(replies) - len(answered),
         empty=len(whole) - len(saying),
-        cut_off=len(cut_off) - len(shortened),
-        shortened=len(shortened),
-        repeated=len(saying) + len(shortened) - len(texts),
+        cut_off=len(cut_off) - len(kept),
+        shortened=len(kept),
+        repeated=len(saying) + len(kept) - len(texts),
     )
 
 

@@ -6,7 +6,8 @@ more than rounding does.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from constitutional.base.errors import ConfigurationError
@@ -119,6 +120,23 @@ class Shares:
         self.rows.set_epoch(epoch)
 
 
+def gathered(gather: "Callable[[torch.Tensor], torch.Tensor]", rows: "torch.Tensor") -> "torch.Tensor":
+    """The rows of all processes, (N, …), of which each may have another number; scalars as accelerate has them.
+
+    Args:
+        gather: accelerate's, for which all need as many rows.
+        rows: those of this process, (n, …).
+    """
+    import torch
+
+    if not rows.ndim:
+        return gather(rows)
+    counts = gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    missing = max(counts) - len(rows)
+    filled = gather(torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]))
+    return torch.cat([part[:count] for part, count in zip(torch.split(filled, max(counts)), counts, strict=True)])
+
+
 def in_shares(trainer: C) -> C:
     """The trainer class, one of TRL's, whose steps all processes share; for one process the class itself.
 
@@ -147,6 +165,8 @@ def in_shares(trainer: C) -> C:
                 pin_memory=self.args.dataloader_pin_memory,
             )
             vars(loader)["set_epoch"] = self.shares.set_epoch  # which the trainer calls
+            # TRL gathers a number for each row of a pass, and the last one of an epoch has not as many rows everywhere.
+            self.accelerator.gather = partial(gathered, type(self.accelerator).gather.__get__(self.accelerator))
             return loader
 
         def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:  # noqa: ANN401

@@ -11,6 +11,7 @@ from constitutional.base.text import (
     printable,
     same_text,
     sentences,
+    shortened,
     table,
     whole_sentences,
     words,
@@ -186,3 +187,16 @@ def test_a_table_has_no_control_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_text_that_was_cut_off_keeps_its_whole_sentences(cut: str, kept: str) -> None:
     assert whole_sentences(cut) == kept
+
+
+@pytest.mark.parametrize(
+    ("cut", "kept"),
+    [
+        ("Mix flour. Knead", "Mix flour."),
+        ("<think>\nOkay, the user asks. I should", ""),  # it never said anything
+        ("<think>Okay. So.</think>\n\nMix flour. Knead", "<think>Okay. So.</think>\n\nMix flour."),
+        ("<think>Okay. So.</think>\n\nMix flo", ""),
+    ],
+)
+def test_a_reply_that_was_cut_off_is_shortened_behind_its_thoughts(cut: str, kept: str) -> None:
+    assert shortened(cut) == kept

@@ -1,5 +1,6 @@
 import hashlib
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -342,6 +343,17 @@ def test_front_matter_without_an_end_hides_nothing(tmp_path: Path) -> None:
     assert list(texts(tmp_path, "---\ntitle: x\n\n# Ours\n\n- Be brief.\n").values()) == ["Be brief."]
     # Two thematic breaks are no front matter.
     assert list(texts(tmp_path, "---\n- Be brief.\n\n---\n- Be kind.\n").values()) == ["Be brief.", "Be kind."]
+
+
+@pytest.mark.parametrize("marks", ["–––", "●●●", ("a)", "b)", "c)"), ("(a)", "(b)", "(c)"), "-–•"])
+@pytest.mark.parametrize("name", ["ours.txt", "ours.md"])
+def test_items_begin_as_word_processors_begin_them(tmp_path: Path, name: str, marks: Sequence[str]) -> None:
+    texts = ["Doxxing: no.", "Warn people of dangers", "Be brief – and polite."]
+    path = tmp_path / name
+    path.write_text("".join(f"{mark} {text}\n" for mark, text in zip(marks, texts, strict=True)))
+    constitution = read_constitution(path).constitution
+    assert constitution is not None
+    assert [principle.text for principle in constitution.principles] == texts
 
 
 def test_headings_and_items_in_a_fence_are_none(tmp_path: Path) -> None:

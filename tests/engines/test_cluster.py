@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from constitutional.base.errors import ModelError
+from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.base.records import Message
 from constitutional.engines import cluster
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.cluster import DEATHS, Cluster, ClusterEngine
-from constitutional.engines.cluster_actor import Described
+from constitutional.engines.cluster_actor import Described, EngineActor, NodeSettings
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.engines.settings import RayClusterSettings, ScriptedSettings
+from constitutional.engines.settings import ModelSettings, RayClusterSettings, ScriptedSettings
 
 FUNCTION = ScriptedSettings(function="functions.py:answer")
 WEIGHTS = ScriptedEngine(lambda _: "yes", "answer").weights
@@ -43,6 +43,9 @@ class Ray:
         self.started = 0
         self.killed = 0
 
+    def answers(self, requests: Sequence[Request]) -> list[Completion | None]:
+        return [Completion("yes", "stop") for _ in requests]
+
     def is_initialized(self) -> bool:
         return True
 
@@ -58,7 +61,7 @@ class Ray:
             parts: dict[str, Callable[..., Reference]] = {
                 "place": lambda: self._coming(self.place),
                 "describe": lambda: self._coming(Described(WEIGHTS, "one", "functions"), self.describe_s),
-                "answer": lambda requests: self._coming([Completion("yes", "stop")] * len(requests), 0.05),
+                "answer": lambda requests: self._coming(self.answers(requests), 0.05),
             }
             return SimpleNamespace(**{name: SimpleNamespace(remote=part) for name, part in parts.items()})
 
@@ -124,7 +127,7 @@ def test_a_model_does_not_give_up_its_place_while_another_is_at_work() -> None:
     busy, waiting = engine_on(where), engine_on(where)
     busy.complete([question("first")])
     busy.actors[0].chunks = 1
-    waiting.actors = [where.start(FUNCTION, 2)]  # which has no place yet
+    waiting.actors = [where.start(FUNCTION, 2, 0)]  # which has no place yet
     for _ in range(3):
         waiting._check_patience()
         time.sleep(0.06)
@@ -136,7 +139,7 @@ def test_a_model_does_not_give_up_its_place_while_another_is_at_work() -> None:
 
 def lost_while_starting(engine: ClusterEngine, count: int) -> None:
     """So many actors die at once before they say what they are."""
-    starting = [engine.cluster.start(FUNCTION, 2) for _ in range(count)]
+    starting = [engine.cluster.start(FUNCTION, 2, 0) for _ in range(count)]
     for actor in starting:
         actor.starting = Reference(Lost("the node is gone"), 0.0)
     engine.actors += starting
@@ -173,3 +176,124 @@ def test_where_there_is_no_time_no_work_is_begun(ray: Ray) -> None:
     assert (ray.started, session.open) == (0, {})
     assert session.collect() == [((0,), Completion("yes", "stop"))]
     assert ray.started == 1
+
+
+def test_when_the_last_node_with_gpus_is_lost_an_actor_still_wants_one(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened().engine(ScriptedEngine(lambda _: "yes", "answer"), ModelSettings(path="somewhere"))
+    wanted = list[float]()
+    start = engine.cluster.start
+
+    def noted(settings: NodeSettings, chunks: int, gpus: float) -> Any:  # noqa: ANN401
+        wanted.append(gpus)
+        return start(settings, chunks, gpus)
+
+    monkeypatch.setattr(engine.cluster, "start", noted)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
+    engine._start()
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    engine._start()
+    assert wanted == [1, 1]
+
+
+def test_where_one_actor_is_lost_busy_ones_are_asked_too_whether_they_are_there(ray: Ray) -> None:
+    engine = engine_on(opened())
+    assert engine.identity == "one"
+    engine._start()
+    engine._start()
+    busy, dead, idle = engine.actors
+    for actor in engine.actors:
+        actor.starting, actor.known = None, True
+    busy.chunks = 1
+    engine.lost(dead, Lost("the node is gone"))
+    assert engine.actors == [busy, idle]
+    assert all(actor.starting for actor in engine.actors)
+    engine.arrived([actor.starting for actor in engine.actors])  # both are
+    assert not any(actor.starting for actor in engine.actors)
+    assert ray.killed == 1
+
+
+@pytest.mark.parametrize(("asked", "idle_s", "kept"), [(False, 6.0, False), (False, 4.0, True), (True, 6.0, True)])
+@pytest.mark.usefixtures("ray")
+def test_a_model_that_was_never_asked_gives_its_place_to_one_that_wants_another(
+    asked: bool, idle_s: float, kept: bool
+) -> None:
+    named, wanting = (engine_on(where) for where in [opened()] * 2)
+    assert (named.identity, wanting.identity) == ("one", "one")  # both have an actor, and the first one nothing to do
+    if asked:
+        named.complete([question("first")])
+    named.actors[0].idle_since_s = time.monotonic() - idle_s
+    wanting._start()  # for which there is no place
+    named.cluster._looked_s = 0.0
+    named.cluster.look_after(wanting)
+    assert [len(named.actors), len(wanting.actors)] == [int(kept), 2]
+
+
+def test_what_an_actor_has_answered_is_kept_and_the_rest_is_asked_again(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[list[str]]()
+
+    def only_the_second(requests: Sequence[Request]) -> list[Completion | None]:
+        texts = [request.messages[0].content for request in requests]
+        asked.append(texts)
+        if len(texts) < 3:
+            return [Completion(f"to {text}", "stop") for text in texts]
+        return [None, Completion(f"to {texts[1]}", "stop"), *[None] * (len(texts) - 2)]
+
+    monkeypatch.setattr(ray, "answers", only_the_second)
+    engine = engine_on(opened(max_actors=1, chunk=4))
+    answers = engine.complete([question(text) for text in "abcde"])
+    assert [answer.text for answer in answers] == ["to a", "to b", "to c", "to d", "to e"]
+    assert sorted(asked) == [["a", "b", "c"], ["a", "c"], ["d", "e"]]
+
+
+def test_an_engine_that_cannot_go_on_says_why_after_what_it_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rule(request: Request) -> str:
+        if request.messages[0].content == "c":
+            raise ConfigurationError("c is no question")
+        return "yes"
+
+    actor = EngineActor(FUNCTION)
+    monkeypatch.setattr(actor, "_opened", lambda: ScriptedEngine(rule, at_a_time=2))
+    a, b, c, d = (question(text) for text in "abcd")
+    yes = Completion("yes", "stop")
+    assert actor.answer([a, b, c, d]) == [yes, yes, None, None]
+    assert isinstance(actor.answer([c, d]), ConfigurationError)
+    assert actor.answer([d]) == [yes]
+
+
+def test_a_cluster_that_was_left_starts_nothing_anew(ray: Ray) -> None:
+    engine = engine_on(opened())
+    assert engine.identity == "one"
+    engine.cluster.close()
+    with pytest.raises(ModelError, match="was left"):
+        engine.complete([question("Well?")])
+    assert ray.started == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "fault", "lost"),
+    [
+        (FUNCTION, ZeroDivisionError("in a user's function"), False),
+        (ModelSettings(path="somewhere"), ZeroDivisionError("CUDA error"), True),
+        (FUNCTION, Lost("the node is gone"), True),
+    ],
+)
+@pytest.mark.usefixtures("ray")
+def test_an_actor_whose_engine_is_dead_is_found_out_whoever_had_asked_it(
+    settings: NodeSettings, fault: Exception, lost: bool
+) -> None:
+    engine = opened().engine(ScriptedEngine(lambda _: "yes", "answer"), settings)
+    assert engine.identity == "one"
+    (actor,) = engine.actors
+    session = engine.session()
+    session.submit((0,), question("Well?"))
+    engine.hand_out(session)
+    ((reference, _),) = session.open.items()
+    reference.value, reference.at_s = fault, 0.0
+    session.close()  # nobody awaits it any more
+    engine.arrived([reference])
+    assert (actor in engine.actors) == (not lost)
+    assert lost or actor.chunks == 0

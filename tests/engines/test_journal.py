@@ -18,7 +18,8 @@ from constitutional.base.errors import ModelError, RunError
 from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Engine, Finish, Request, Sampling, Ticket
 from constitutional.engines.journal import Journal, JournalEngine, Keys
-from constitutional.engines.scripted import ScriptedEngine
+from constitutional.engines.scripted import ScriptedEngine, ScriptedSession
+from constitutional.engines.stories import ask_all, side_by_side, together
 
 
 def ask(text: str, **changes: object) -> Request:
@@ -396,3 +397,28 @@ def test_answers_that_nobody_collected_are_kept_when_a_session_is_closed(tmp_pat
         again = JournalEngine(Ahead(lambda _: "No."), journal)
         assert [answer.text for answer in again.complete(asked)] == ["Yes."] * 3
         assert again.asked == 0
+
+
+def test_where_one_engine_cannot_go_on_the_sessions_with_others_are_closed_too(tmp_path: Path) -> None:
+    class Failing(ScriptedSession):
+        def collect(self, timeout_s: float | None = None) -> list[tuple[Ticket, Completion]]:  # noqa: ARG002
+            raise ValueError("in a user's function")  # and once more while it is closed
+
+    class Closing(ScriptedSession):
+        def close(self) -> None:
+            closed.append(self)
+
+    def opened(kind: type[ScriptedSession]) -> JournalEngine:
+        engine = ScriptedEngine(lambda _: "Yes.", kind.__name__)
+        monkeypatch.setattr(engine, "session", lambda: kind(engine))
+        return JournalEngine(engine, journal)
+
+    async def story() -> list[list[Completion]]:
+        return await together([ask_all(failing, [ask("Well?")]), ask_all(other, [ask("Well?"), ask("So?")])])
+
+    closed = list[ScriptedSession]()
+    with pytest.MonkeyPatch.context() as monkeypatch, Journal(tmp_path / "journal.sqlite") as journal:
+        failing, other = opened(Failing), opened(Closing)
+        with pytest.raises(ValueError, match="in a user's function"):
+            list(side_by_side([story()]))
+    assert len(closed) == 1

@@ -39,7 +39,7 @@ def graded(request: Request) -> Completion | str:
 def test_each_principle_is_a_reward_of_its_own_by_its_share_of_the_weights() -> None:
     labeler = Labeler(ScriptedEngine(graded), load_prompts(), LabelerSettings(), 0)
     ours = of(Principle(id="calm", text="Be calm."), Principle(id="brief", text="Be brief.", weight=3))
-    calm, brief = by_principle(labeler, ours, PrinciplesSettings(weight=2))
+    calm, brief = by_principle(labeler, ours, PrinciplesSettings(weight=2), several=True)
     assert (calm.name, calm.weight) == ("constitution/calm", 0.5)  # 2 · 1 / 4
     assert (brief.name, brief.weight) == ("constitution/brief", 1.5)
     assert scores(calm, "Yes.", "LOUD") == [1.0, None]
@@ -58,9 +58,12 @@ def test_replies_to_one_prompt_are_rewarded_by_the_principle_that_overrides_wher
 
     ours = of(Principle(id="calm", text="Be calm.", overrides=("brief",)), Principle(id="brief", text="Be brief."))
     labeler = Labeler(ScriptedEngine(grade), load_prompts(), LabelerSettings(), 0)
-    calm, brief = by_principle(labeler, ours, PrinciplesSettings())
+    calm, brief = by_principle(labeler, ours, PrinciplesSettings(), several=True)
     assert scores(calm, "Reply A", "Reply B") == [scaled(9), scaled(3)]
     assert scores(brief, "Reply A", "Reply B") == [scaled(5), scaled(5)]  # the mean of 2 and 8
+    # Where no two replies are drawn to be held against each other, each principle rewards for itself.
+    _, alone = by_principle(labeler, ours, PrinciplesSettings(), several=False)
+    assert scores(alone, "Reply A", "Reply B") == [scaled(2), scaled(8)]
     # Replies to different prompts are not held against each other.
     prompts = [[{"role": "user", "content": text}] for text in ("May I?", "Must I?")]
     replies = [[{"role": "assistant", "content": text}] for text in ("Reply A", "Reply B")]
@@ -88,7 +91,7 @@ def test_all_replies_are_scored_by_all_principles_at_once_and_as_alone() -> None
     engine = Watched(graded)
     labeler = Labeler(engine, load_prompts(), LabelerSettings(), 0)
     principles = [Principle(id=name, text=f"Be {name}.", weight=2) for name in ("calm", "brief", "kind")]
-    rewards = by_principle(labeler, of(*principles), PrinciplesSettings())
+    rewards = by_principle(labeler, of(*principles), PrinciplesSettings(), several=True)
     texts = ["Yes.", "LOUD", "No.", "Well."]
     together = [scores(reward, *texts) for reward in rewards]
     assert engine.waiting == len(principles) * len(texts)
@@ -106,7 +109,7 @@ def test_all_replies_are_scored_by_all_principles_at_once_and_as_alone() -> None
 
 def asked_through(engine: ScriptedEngine) -> list[Reward]:
     ours = of(*(Principle(id=name, text=f"Be {name}.") for name in ("calm", "brief")))
-    return by_principle(Labeler(engine, load_prompts(), LabelerSettings(), 0), ours, PrinciplesSettings())
+    return by_principle(Labeler(engine, load_prompts(), LabelerSettings(), 0), ours, PrinciplesSettings(), several=True)
 
 
 def prepare(reward: Reward, *texts: str) -> None:
@@ -172,7 +175,7 @@ def test_a_training_that_ends_early_stops_the_labelers_thread_and_keeps_its_answ
     with Journal(tmp_path / "journal.sqlite") as journal:
         engine = JournalEngine(Server(slow), journal)
         labeler = Labeler(engine, load_prompts(), LabelerSettings(), 0)
-        (calm,) = by_principle(labeler, of(Principle(id="calm", text="Be calm.")), PrinciplesSettings())
+        (calm,) = by_principle(labeler, of(Principle(id="calm", text="Be calm.")), PrinciplesSettings(), several=True)
         prepare(calm, *[f"Yes {number}." for number in range(20)])
         assert asked.wait(30)
         goes_on.set()

@@ -9,6 +9,7 @@ from constitutional.base.errors import ModelError
 from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.base.stats import sigmoid
 from constitutional.constitution.constitution import Example, Principle
+from constitutional.data.answers import Answered, AnsweredComparisons
 from constitutional.engines.base import Abilities, Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.stories import side_by_side
@@ -16,6 +17,7 @@ from constitutional.judging.accuracy import measure_labeler, sharpness_of
 from constitutional.judging.contrast import calibrated, contrast, requests
 from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings, Method, method_for
 from constitutional.judging.labelling import LabelSettings
+from constitutional.judging.trial import by_answers
 from tests.judging.scripted_labeler import CALM, LONG, SHORT, TEMPLATES, comparison, constitution, judged, shown
 
 CONTRAST = LabelSettings(method="contrast")
@@ -111,6 +113,12 @@ def test_what_a_labeler_is_sure_of_comes_from_the_examples_that_it_judges_itself
     odds = 10 * 1.2 / 11
     assert sharpness_of(rows) == {"kind": pytest.approx(math.log(4) / odds), "ruled": 1.0}
     assert rows[0].mean_p_correct == pytest.approx(sigmoid(odds))
+    # So sure it is on people's answers: all that it gives with 4 to 1 are right, which 4 of 5 should be.
+    prompts = [Prompt(messages=(Message("user", f"Other {n}?"),)) for n in range(50)]
+    answers = [Answered(Comparison(prompt=prompt, a=LONG, b=SHORT, model="people"), "a") for prompt in prompts]
+    answered = AnsweredComparisons(answers, 0)
+    trial = by_answers(answered, constitution(kind), ScriptedEngine(rule), TEMPLATES, CONTRAST, seed=0)
+    assert "calibration error  0.20" in trial.text
 
 
 def test_the_sharpness_multiplies_the_log_odds() -> None:

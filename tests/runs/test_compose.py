@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError
 from constitutional.base.shipped import shipped
 from constitutional.constitution.file import load_constitution
+from constitutional.engines.model_files import recommended
 from constitutional.engines.settings import LocalSettings, ScriptedSettings, role_settings
 from constitutional.runs.compose import compose, dump, freeze, load, sweep, unchecked
 from constitutional.runs.runner import sampling_in_words
@@ -382,6 +383,13 @@ def test_what_nobody_says_of_sampling_is_as_the_model_recommends(tmp_path: Path)
     assert (config.sample_pairs.temperature, config.sample_pairs.top_p) == (0.8, 0.9)
     assert (config.evaluate.temperature, config.evaluate.top_p) == (0.2, 0.9)
     assert freeze(config) == config
+    (run := tmp_path / "first").mkdir()
+    (run / "config.json").write_text(dump(config, {}))
+    new = [f"from={run}", "name=new"]
+    assert freeze(compose(new)).evaluate == config.evaluate
+    other = freeze(compose([*new, f"model.path={drafting}"]))
+    assert (other.sample_pairs.temperature, other.sample_pairs.top_p) == (0.8, None)
+    assert (other.evaluate.temperature, other.evaluate.top_p) == (0.6, None)
     served = freeze(composed(f"model.path={model}", "generator=http", "generator.url=http://h/v1", "generator.model=m"))
     assert (served.critique_revise.temperature, served.evaluate.temperature) == (None, 0.2)
 
@@ -394,9 +402,9 @@ def test_a_generator_from_the_hub_recommends_at_its_own_revision(
     main = model_with(tmp_path / "main", {"do_sample": True, "temperature": 0.9})
     cache = {("a/trained", "v1"): trained, ("a/drafting", "v2"): old, ("a/drafting", None): main}
 
-    def cached(name: str, _: str, revision: str | None = None) -> str | None:
-        folder = cache.get((name, revision))
-        return None if folder is None else str(folder / "config.json")
+    def cached(name: str, file: str, revision: str | None = None) -> str | None:
+        path = cache.get((name, revision), tmp_path) / file
+        return str(path) if path.is_file() else None
 
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", cached)
     words = ["model.path=a/trained", "model.revision=v1"]
@@ -409,6 +417,20 @@ def test_a_generator_from_the_hub_recommends_at_its_own_revision(
     ):
         config = freeze(composed(*typed))
         assert (config.critique_revise.temperature, config.evaluate.temperature) == (expected, 0.2), typed
+    (trained / "generation_config.json").unlink()  # as where `plan` has fetched the config alone
+    assert recommended("a/trained", "v1") is None
+
+
+def test_a_preset_beside_an_experiment_for_a_real_model_keeps_what_it_names() -> None:
+    alone = composed("experiment=smollm2")
+    assert isinstance(alone.algorithm, dpo.Settings)
+    assert (alone.algorithm.learning_rate, alone.reward.learning_rate) == (1e-4, 2e-4)
+    assert (alone.critique_revise.critique, alone.critique_revise.rounds) == (False, 1)
+    ppo_chosen = composed("experiment=smollm2", "algorithm=ppo_smollm2", "reward=adapter")
+    assert isinstance(ppo_chosen.algorithm, ppo.Settings)
+    assert (ppo_chosen.algorithm.learning_rate, ppo_chosen.reward.learning_rate) == (5e-5, 1e-5)
+    paper = composed("experiment=smollm2", "critique_revise=bai2022")
+    assert (paper.critique_revise.critique, paper.critique_revise.rounds) == (True, 4)
 
 
 def test_the_run_says_how_replies_are_sampled_where_the_model_recommends_it(tmp_path: Path) -> None:

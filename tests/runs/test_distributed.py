@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import StringIO
@@ -12,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from constitutional.base.errors import BudgetError, ConfigurationError, InputError, RunError
 from constitutional.base.files import digest_of
 from constitutional.base.progress import Progress
 from constitutional.engines.spending import Calls
+from constitutional.runs import distributed
 from constitutional.runs.compose import compose
 from constitutional.runs.distributed import CONFIGS, ProcessEnd, _end, _failure, check, leave_end
 from constitutional.runs.folder import RunStore
@@ -169,7 +172,7 @@ def test_two_processes_make_what_one_makes(alone: Path, model: Path, tmp_path: P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["sft", "ppo"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_a_stage_whose_process_is_killed_or_that_is_stopped_goes_on_to_the_same(
     alone: Path, model: Path, tmp_path: Path, stage: str
 ) -> None:
@@ -179,11 +182,12 @@ def test_a_stage_whose_process_is_killed_or_that_is_stopped_goes_on_to_the_same(
 
     def reached(step: int) -> bool:
         with suppress(ValueError):
-            checkpoint = place("broken") / "checkpoints" / f"checkpoint-{step}"
-            return (checkpoint / ("complete" if stage == "sft" else "state.json")).exists()
+            written = "state.json" if stage == "ppo" else "complete"
+            return any((place("broken") / "checkpoints").rglob(f"checkpoint-{step}/{written}"))
         return False
 
-    long = (of(stage), "algorithm.episodes=96" if stage == "ppo" else "sft.epochs=12", *TWO)
+    longer = {"ppo": "algorithm.episodes=96", "dpo": "algorithm.epochs=12"}.get(stage, f"{stage}.epochs=12")
+    long = (of(stage), longer, *TWO)
     whole, _ = start(config_of(without(alone, tmp_path / "whole", stage), model, stage, *long))
     broken = config_of(without(alone, tmp_path / "broken", stage), model, stage, *long)
     killed = rf"^{stage}: a process that trains was ended by SIGKILL; .* goes on from the last checkpoint"
@@ -239,6 +243,29 @@ def test_another_machine_trains_along_until_the_run_is_done(alone: Path, model: 
         assert float((weights(made(store, "sft"))[name] - weight).abs().max()) < 1e-5
 
 
+def test_another_machine_does_not_take_an_earlier_run_for_the_one_that_it_waits_for(
+    alone: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = ("launch=accelerate", "launch.processes=1", "launch.machines=2", "launch.main_address=127.0.0.1")
+    config = config_of(alone, model, "dpo", of("dpo"), *there, "launch.machine_rank=1")
+    begins = iter([False, False, True, True])
+    asked = list[bool]()
+
+    def locked(_lock: Path) -> bool:
+        asked.append(next(begins, False))
+        return asked[-1]
+
+    monkeypatch.setattr(distributed, "is_locked", locked)
+    monkeypatch.setattr(distributed, "POLL_S", 0.01)
+    assert distributed.join(config, Progress(StringIO())).folder == alone / "runs" / "dpo"
+    assert asked[:4] == [False, False, True, True]  # it was finished all the time
+    begins = iter(())
+    monkeypatch.setattr(distributed, "WAIT_S", 0.05)
+    began_s = time.monotonic()
+    assert distributed.join(config, Progress(StringIO())).folder == alone / "runs" / "dpo"  # which nobody makes anew
+    assert time.monotonic() - began_s >= 0.05
+
+
 # --- What is refused before anything is asked ---
 
 
@@ -256,6 +283,10 @@ REFUSED = {
         *("launch.processes=2", "algorithm=ppo", "algorithm.rewards=[{kind: constitution}]"),
         "budget.max_calls=9",
     ): r"a budget is kept by one process",
+    (
+        *("launch.processes=2", "algorithm=ppo", "algorithm.rewards=[{kind: constitution}]"),
+        *("launch.machines=2", "launch.main_address=10.0.0.1"),
+    ): r"kept in one journal, which is for one machine at a time; train on one machine",
 }
 
 
@@ -266,6 +297,37 @@ def test_what_several_processes_cannot_train_is_refused(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ConfigurationError, match=REFUSED[overrides]):
         check(compose(["launch=accelerate", *overrides]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "own", "written"),
+    [
+        ("FSDP", {"fsdp_config": {"fsdp_cpu_ram_efficient_loading": False}}, "fsdp_version: 2"),
+        ("FSDP", {"fsdp_config": {"fsdp_version": 2}}, "fsdp_cpu_ram_efficient_loading: false"),
+        ("DEEPSPEED", {"deepspeed_config": {"zero_stage": 3}}, "zero3_save_16bit_model: true"),
+        ("DEEPSPEED", {"deepspeed_config": {"zero_stage": 2}}, None),
+        ("FSDP", {"fsdp_config": {"fsdp_version": "2", "fsdp_cpu_ram_efficient_loading": "false"}}, None),
+    ],
+)
+def test_sharding_whose_models_would_be_lost_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, own: dict[str, Any], written: str | None
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: "found")
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"distributed_type": kind, **own}))
+    config = compose(["launch=accelerate", f"launch.config={file}"])
+    if written is None:
+        check(config)
+        return
+    with pytest.raises(ConfigurationError, match=f"write `{written}` into it"):
+        check(config)
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    with pytest.raises(ConfigurationError, match=r"more than the 2 GPUs of this machine.*launch\.processes=2$"):
+        check(compose(["launch=accelerate", "launch.processes=4"]))
 
 
 def test_zero3_needs_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:

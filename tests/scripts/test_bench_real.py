@@ -63,6 +63,15 @@ def test_differences_are_paired_over_prompts() -> None:
     assert 1 <= found.low <= found.value <= found.high <= 3
 
 
+def test_few_replies_that_gain_what_they_have_or_have_not_are_no_clear_change() -> None:
+    before = {str(number): 0.0 for number in range(60)}
+    after = before | {str(number): 1.0 for number in range(4)}
+    found = difference(after, before)
+    assert (found.value, found.n) == (4 / 60, 60)
+    assert found.low == pytest.approx(-0.004, abs=0.001)  # a bootstrap would say +0.017
+    assert found.high == pytest.approx(0.133, abs=0.001)
+
+
 def test_perplexity_is_that_of_all_tokens_together(tmp_path: Path) -> None:
     folder = str(tiny_model(tmp_path))
     texts = ["Be brief.", "Say what you do not know, and why, in a sentence or two."]

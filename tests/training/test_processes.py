@@ -199,9 +199,10 @@ class Case(NamedTuple):
 CASES = {
     "sft": Case(9, 2, 2),  # one row is left for two processes
     "packed": Case(8, 1, 2),
-    "reward": Case(11, 4, 1),
+    "reward": Case(7, 4, 1),  # of the last pass one process has two rows, and the other one
     "together": Case(9, 2, 1),
     "dpo": Case(9, 2, 2),
+    "divided": Case(7, 4, 1),  # the same of DPO, whose loss is in 32 bits
 }
 
 
@@ -244,7 +245,7 @@ def train(model: Path, output: Path, kind: str) -> dict[str, Any]:
             settings = sft.Settings(**common, packing=kind == "packed")
             policy, tokenizer = load_model(model, dtype="float64")
             trainer = sft.sft_trainer(policy, tokenizer, ROWS[: case.rows], settings, folder, seed=0)
-        elif kind == "dpo":
+        elif kind in ("dpo", "divided"):
             policy, tokenizer = load_model(model, dtype="float64")
             rows = PAIRS[: case.rows]
             trainer = dpo.soft_dpo_trainer(policy, tokenizer, rows, dpo.Settings(**common), folder, seed=0)
@@ -279,7 +280,8 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
         assert steps[0] == steps[1]
         for name, weight in one.items():
             # 64 bits leave nothing of the order in which numbers are added up, so any other difference would be seen.
-            torch.testing.assert_close(two[name], weight, atol=1e-12, rtol=0, msg=f"{kind} {name}")
+            most = 1e-6 if kind == "divided" else 1e-12
+            torch.testing.assert_close(two[name], weight, atol=most, rtol=0, msg=f"{kind} {name}")
 
 
 def main() -> None:
