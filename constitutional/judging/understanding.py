@@ -1,6 +1,6 @@
 """What a model takes each principle of a constitution to mean, which comes before anything is trained on it.
 
-The sandbox's model gives one of its 21 meanings with a probability; any other critic restates the principle in a
+The sandbox's model gives one of its meanings with a probability; any other critic restates the principle in a
 sentence. Both give the same record, so a run, its report and `lint` say it in the same words.
 """
 
@@ -20,7 +20,7 @@ from constitutional.engines.base import Completion, Engine, Request, Sampling
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import understand
 from constitutional.sandbox.reader import calibration
-from constitutional.sandbox.teacher import FAMILIES, ONLY_AVOIDED, Direction
+from constitutional.sandbox.teacher import FAMILIES, ONLY_AVOIDED, UNKNOWN, Direction
 from constitutional.sandbox.understand import TOO_LONG, Understanding, doubts
 from constitutional.sandbox.world import TRAITS
 
@@ -45,7 +45,7 @@ class PrincipleMeaning(Record):
     meaning: str
     """Such as `avoid flattery`, or the critic's own sentence; empty if the words are too long to read."""
     probability: float | None = None
-    """Probability of this meaning among those that the model can express, in [0, 1]; None if the reader gives none."""
+    """Probability that this is what the words mean, in [0, 1]; None if the reader gives none."""
     runner_up: str = ""
     """The next likely meaning; empty if the reader gives none."""
     unknown_words: tuple[str, ...] = ()
@@ -156,12 +156,13 @@ def check_meanings(meanings: Sequence[PrincipleMeaning], as_written: Collection[
 
 def _others_word_it(meaning: PrincipleMeaning) -> Iterator[str]:
     """How others word what a principle was read as, and what it may mean instead: plainly, then as it is worded."""
-    known_to_have_none = (meaning.probability or 0.0) >= calibration().sure_from
+    sure = (meaning.probability or 0.0) >= calibration().sure_from
+    opposite = meaning.runner_up.partition(" ")[2] == meaning.meaning.partition(" ")[2]
     for family in (meaning.meaning, meaning.runner_up):
         direction, _, trait = family.partition(" ")
         known = (trait.replace(" ", "_"), direction)
-        if known not in FAMILIES and family == meaning.meaning and known_to_have_none:
-            return  # what it is next likely to mean is the opposite of what is wanted
+        if known not in FAMILIES and family == meaning.meaning and sure and (family == NOTHING_ASKED or opposite):
+            return  # what it is next likely to mean is the opposite of what is wanted, or nothing like it
         if known in FAMILIES:
             # Without the encoder most wordings are read with doubt, and none is near.
             plain = understand.read_without_doubt([understand.in_known_words(*known)], *known)
@@ -328,9 +329,11 @@ def _plain_tags(principle: Principle) -> dict[str, str]:
 
 def _tags_against(principle: Principle, understanding: Understanding) -> list[str]:
     """Tags such as `flattery` and `avoid` are the author's own word; without them only the author can tell."""
-    family = tagged(principle)
+    family, tags = tagged(principle), _plain_tags(principle)
+    if (understanding.trait, understanding.direction) in UNKNOWN and {understanding.trait, "seek"} <= tags.keys():
+        return []  # of which the reading says that it has no effect
     if family is None:
-        return _unknown_traits(_plain_tags(principle))
+        return _unknown_traits(tags)
     if family == (understanding.trait, understanding.direction):
         return []
     trait, direction = family

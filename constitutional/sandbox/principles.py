@@ -249,7 +249,7 @@ def short_principles() -> list[dict[str, str]]:
 def only_avoided_principles() -> list[dict[str, str]]:
     """Of the traits that the model can only be told to avoid: `{trait, direction, part, text}`, parts as above.
 
-    By two writers, one for each part: 25 wishes for each of the four traits, and 8 against it.
+    By two writers, one for each part: 23 to 25 wishes for each of the four traits, and 8 against it.
     """
     return _held_out("only_avoided_principles")
 

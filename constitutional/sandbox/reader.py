@@ -128,8 +128,7 @@ def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
     """For each text, whose slips are mended, the logits of all networks, (networks, `READ` + 1)."""
     import torch
 
-    token_of = _read_file(file)[0].token_to_id
-    texts = [mended(text, word_uses(), lambda word: token_of(f"Ġ{word}") is not None) for text in texts]
+    texts = [_mended(text, file) for text in texts]
     # Texts of about one length together, so that little is padding.
     order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
     made: dict[int, Tensor] = {}
@@ -140,6 +139,17 @@ def logits_of(texts: Sequence[str], file: Path) -> "list[Tensor]":
             batch = [texts[place] for place in places]
             made |= zip(places, torch.stack([network(batch) for network in networks], dim=1), strict=True)
     return [made[place] for place in range(len(texts))]
+
+
+def as_read(text: str) -> str:
+    """The text with its slips mended, as the encoder reads it; as it is where the encoder is not installed."""
+    file = encoder_file()
+    return text if file is None else _mended(text, file)
+
+
+def _mended(text: str, file: Path) -> str:
+    token_of = _read_file(file)[0].token_to_id
+    return mended(text, word_uses(), lambda word: token_of(f"Ġ{word}") is not None)
 
 
 def scores(logits: "Tensor") -> Scores:

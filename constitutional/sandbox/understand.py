@@ -54,7 +54,7 @@ class Understanding(NamedTuple):
     direction: str
     """`avoid` or `seek`; what the model can only be told to avoid may be sought, too (`UNKNOWN`)."""
     restated: str
-    """The meaning in the critic's own words."""
+    """The meaning in the words in which the critic says meanings."""
     probability: float
     """Probability that this is what the text means, in [0, 1]: among the 21 meanings that the model can express, and by
     the encoder the four that it cannot.
@@ -93,8 +93,7 @@ class Split(NamedTuple):
             likely: by meaning, its log-probability in the whole text.
         """
         turned = [(trait, OPPOSITE[direction]) for trait, direction in self.meanings]
-        never = -math.inf
-        same = all(likely[one] >= likely.get(other, never) for one, other in zip(self.meanings, turned, strict=True))
+        same = all(likely[one] >= likely[other] for one, other in zip(self.meanings, turned, strict=True))
         return same and self.probability >= 0.5
 
 
@@ -102,7 +101,7 @@ class Parts(NamedTuple):
     """What the encoder makes of the parts of a text, wherever it may be cut."""
 
     scores: tuple[reader.Scores, ...] = ()
-    """Of the two parts of every cut."""
+    """Of the two parts of every cut; where there are several cuts, parts overlap."""
     split: Split | None = None
     """The cut in whose parts the encoder is surest of two traits; None where it finds the same."""
 
@@ -140,20 +139,24 @@ def understand_texts(
         understanding(text, own[text], scores.get(text), rule, parts.get(text, Parts())) if own[text] else None
         for text in texts
     ]
+    splits = [split for found in understood if found and found.halves and (split := parts[found.text].split)]
+    advised = sure_splits(splits, rule)
     return [
-        _with_sure_halves(found, parts[found.text], rule) if found and found.halves else found for found in understood
+        found._replace(halves=None) if found and found.halves and parts[found.text].split not in advised else found
+        for found in understood
     ]
 
 
-def _with_sure_halves(understanding: Understanding, parts: Parts, rule: reader.Calibration) -> Understanding:
-    """The same without halves where one of them, typed by itself, would be doubtful or mean something else."""
-    halves, meanings = understanding.halves or (), parts.split.meanings if parts.split else ()
-    read = zip(halves, reader.read(halves) or [], parts_of(halves), meanings, strict=True)
-    sure = all(
-        scores.likeliest == meaning and confidence(text, scores, parts, rule) >= rule.sure_from
-        for text, scores, parts, meaning in read
-    )
-    return understanding if sure else understanding._replace(halves=None)
+def sure_splits(splits: Sequence[Split], rule: reader.Calibration) -> list[Split]:
+    """Those whose halves, each typed by itself, would be read without doubt, and would have an effect."""
+    halves = list(dict.fromkeys(half for split in splits for half in (split.first, split.second)))
+    read = zip(halves, reader.read(halves) or [], parts_of(halves), strict=True)
+    sure = {
+        half: scores.likeliest
+        for half, scores, parts in read
+        if scores.likeliest in FAMILIES and confidence(half, scores, parts, rule) >= rule.sure_from
+    }
+    return [split for split in splits if (sure.get(split.first), sure.get(split.second)) == split.meanings]
 
 
 def own_readings(
@@ -259,7 +262,7 @@ def signs(text: str, scores: reader.Scores, parts: Parts) -> tuple[float, ...]:
     """
     meaning = trait, direction = scores.likeliest
     place, opposite = reader.READ.index(meaning), (trait, OPPOSITE[direction])
-    against = reader.READ.index(opposite) if opposite in reader.READ else None
+    against = [part.meanings[reader.READ.index(opposite)] for part in parts.scores] if opposite in reader.READ else []
     return (
         1.0,
         scores.evidence,
@@ -268,9 +271,7 @@ def signs(text: str, scores: reader.Scores, parts: Parts) -> tuple[float, ...]:
         float(meaning not in FAMILIES),
         float(bool(parts.scores)),
         math.exp(max(part.meanings[place] for part in parts.scores or (scores,))),
-        math.exp(max((part.meanings[against] for part in parts.scores), default=-math.inf))
-        if against is not None
-        else 0.0,
+        math.exp(max(against, default=-math.inf)),
     )
 
 
@@ -368,10 +369,14 @@ def _no_request(understanding: Understanding) -> str:
 
 
 def _never_sought(understanding: Understanding) -> str:
-    """That the model can only be told to avoid it; where that is not sure, what it may mean."""
-    maybe = "" if _is_sure(understanding) else f"; it may also mean: {_next(understanding)}"
+    """That the model can only be told to avoid it; what else it asks for, or may mean where that is not sure."""
+    if understanding.asks_two and _JOINT.search(understanding.text):
+        other = f"; it also asks for another thing: {_next(understanding)}; write a principle for that"
+    else:
+        maybe = "" if _is_sure(understanding) else f"; it may also mean: {_next(understanding)}"
+        other = f"{maybe}; leave it out, or reword it if it means something else"
     what = CONCEPTS[understanding.trait]
-    return f"it asks for {what}, which the model can only be told to avoid, so it has no effect{maybe}"
+    return f"it asks for {what}, which the model can only be told to avoid, so it has no effect{other}"
 
 
 def _unsure(understanding: Understanding) -> str:
@@ -386,7 +391,8 @@ def _next(understanding: Understanding) -> str:
 
 def _two_wishes(understanding: Understanding) -> str:
     """That a principle asks for two things, and where it may be split."""
-    what = "it asks for two things, and the model reads one of them"
+    meaning = in_short(understanding.trait, understanding.direction).replace("_", " ")
+    what = f"it asks for two things, and the model reads it as one: {meaning}"
     if understanding.halves:
         first, second = (" ".join(half.split()) for half in understanding.halves)
         return f'{what}; split it: "{first}" and "{second}"'
@@ -395,7 +401,7 @@ def _two_wishes(understanding: Understanding) -> str:
 
 def parts_of(texts: Sequence[str]) -> list[Parts]:
     """What the encoder makes of the parts of each text; nothing without the encoder."""
-    cuts = {text: _cuts(text) for text in texts}
+    cuts = {text: _cuts(reader.as_read(text)) for text in texts}  # a part alone may have too few slips to be mended
     every = list(dict.fromkeys(part for cut in chain.from_iterable(cuts.values()) for part in cut))
     scores = dict(zip(every, reader.read(every) or [], strict=False))  # none without the encoder
     return [_parts(cuts[text], scores) if scores else Parts() for text in texts]
@@ -403,7 +409,7 @@ def parts_of(texts: Sequence[str]) -> list[Parts]:
 
 def _cuts(text: str) -> list[tuple[str, str]]:
     """The text in two parts of several words each, in all places where it may be cut."""
-    text = text[: reader.MOST_CHARACTERS]
+    text = _FIRST_MARK.sub("", text[: reader.MOST_CHARACTERS])
     cuts = [(text[: joint.start()].strip(), text[joint.end() :].strip()) for joint in _PARTS.finditer(text)]
     return [cut for cut in cuts if all(len(part.split()) > 1 for part in cut)]
 
@@ -428,8 +434,11 @@ def _likeliest_trait(scores: reader.Scores) -> tuple[Meaning, float]:
     return max(of_trait)[1], by_trait[about]
 
 
+_MARK = r"(?:(?:[-*+•●▪◦–]|\d{1,2}[.)])\s+)"
+"""What an item of a list begins with."""
+_FIRST_MARK = re.compile(rf"^\s*{_MARK}")
 _PARTS = re.compile(
-    r"(?<=[.!?;])\s+(?:[-*•]\s+)?|\s*\n\s*(?:[-*•]\s+)?|,?\s+(?:and|but|while|also)\s+|\s+[-–—]\s+|[,;:]\s+",
+    rf"(?<=[.!?;])\s+{_MARK}?|\s*\n\s*{_MARK}?|,?\s+(?:and|but|while|also)\s+|\s+[-–—]\s+|[,;:]\s+",
     re.IGNORECASE,
 )
 """Where a text may be cut: between sentences, lines and clauses."""

@@ -308,6 +308,7 @@ def wanted_directions(constitution: "Constitution", meanings: Iterable[Principle
     # A critic that learned from the sandbox's, but is not the shipped one, restates the principle in a sentence.
     families |= {teacher.restate(*family): family for family in teacher.FAMILIES}
     nothing = {"", NOTHING_ASKED, teacher.restate(*teacher.NOTHING)}
+    nothing |= {f"{way} {trait.replace('_', ' ')}" for trait, way in teacher.UNKNOWN}  # of which it makes nothing
     read = {row.principle: row.meaning for row in meanings if row.reader in ("", "critic")}
     wanted: defaultdict[str, set[str]] = defaultdict(set)
     misunderstood, guessed = [], []

@@ -20,6 +20,7 @@ from constitutional.judging.understanding import (
     sandbox_meanings,
 )
 from constitutional.sandbox.reader import Calibration
+from constitutional.sandbox.teacher import UNKNOWN
 from constitutional.sandbox.understand import shipped_engine, understand_texts
 from tests.understood import FakeUnderstanding
 
@@ -48,7 +49,15 @@ class Reader:
     def _understanding(self, text: str) -> FakeUnderstanding:
         trait, direction, probability = self.read.get(text, ("nothing", "avoid", 0.9))
         unknown = self.unknown.get(text, [])
-        return FakeUnderstanding(text, trait=trait, direction=direction, probability=probability, unknown_words=unknown)
+        by_the_encoder = False if (trait, direction) in UNKNOWN else None  # which alone knows these
+        return FakeUnderstanding(
+            text,
+            trait=trait,
+            direction=direction,
+            probability=probability,
+            unknown_words=unknown,
+            asks_two=by_the_encoder,
+        )
 
 
 @pytest.fixture
@@ -91,6 +100,7 @@ def test_every_principle_has_a_meaning_with_its_probability(reader: Reader) -> N
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("hedgeing",), "mean 'hedging'"),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "avoid"), "traits are"),
         ("Mind it.", ("rudeness", "avoid", 0.9), ("rudeness", "seek"), "seek 'rudeness'"),
+        ("Be rude.", ("rudeness", "seek", 0.99), ("rudeness", "seek"), "can only be told to avoid"),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "verbosity"), None),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "safety"), None),
         ("BE LACONIC.", ("verbosity", "avoid", 0.99), (), "capitals"),
@@ -351,6 +361,10 @@ def test_a_principle_that_is_surely_about_nothing_is_refused_without_examples() 
     with pytest.raises(RunError) as refused:
         check_meanings([nothing.model_copy(update=rude)])
     assert len(refused.value.__notes__) == 1
+    refusals = {"meaning": "seek refusal", "runner_up": "avoid harmful compliance"}  # which lie close together
+    with pytest.raises(RunError) as refused:
+        check_meanings([nothing.model_copy(update=refusals)])
+    assert "to avoid harmful compliance, others write: " in refused.value.__notes__[1]
     with pytest.raises(RunError) as refused:
         check_meanings([nothing.model_copy(update={"probability": 0.5})])
     assert "to avoid rudeness" in refused.value.__notes__[1]

@@ -315,9 +315,14 @@ def test_what_can_only_be_avoided_has_no_effect_where_it_is_sought(monkeypatch: 
     rude = read_as_scored(monkeypatch, "Be rude.", scored(seek_rudeness=1000.0))
     assert (rude.trait, rude.direction, rude.given) == ("rudeness", "seek", "Nothing in particular.")
     what = "it asks for rudeness, which the model can only be told to avoid, so it has no effect"
-    assert doubts(rude) == [what]
+    rest = "leave it out, or reword it if it means something else"
+    assert doubts(rude) == [f"{what}; {rest}"]
     unsure = read_as_scored(monkeypatch, "Be rude?", scored(seek_rudeness=28.0, avoid_rudeness=4.0))  # 28 of 52
-    assert doubts(unsure) == [f"{what}; it may also mean: avoid rudeness (7%)"]
+    assert doubts(unsure) == [f"{what}; it may also mean: avoid rudeness (7%); {rest}"]
+    both = scored(two=0.9, seek_rudeness=48.0, avoid_verbosity=38.0)  # of 105
+    (doubt,) = doubts(read_as_scored(monkeypatch, "Be rude and brief.", both))
+    assert doubt.startswith(f"{what}; it also asks for another thing: avoid verbosity (")
+    assert doubt.endswith("write a principle for that")
 
 
 def test_examples_of_others_can_be_typed_as_they_are_shown() -> None:
@@ -357,7 +362,7 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
     assert split[:2] == ("No sugar", "Keep it short please.")
     assert split.probability == pytest.approx((90 + 1) / (90 + 20) * (95 + 1) / (95 + 20))  # to avoid it or to seek it
     understood = understand_one(text)
-    what = "it asks for two things, and the model reads one of them"
+    what = "it asks for two things, and the model reads it as one: avoid flattery"
     assert doubts(understood) == [f'{what}; split it: "No sugar" and "Keep it short please."']
     assert understood.runner_up == "avoid verbosity"  # and not the opposite of the first wish
     # Of two places the one whose parts are surest: 31 / 50 of the other's first part are less than 91 / 110
@@ -377,7 +382,7 @@ def test_parts_that_say_something_else_than_the_whole_are_no_advice(monkeypatch:
     turned = scored(two=0.9, avoid_flattery=50.0, avoid_moralizing=40.0, seek_moralizing=30.0)
     monkeypatch.setattr(reader, "read", lambda texts, *_: [parts.get(text, turned) for text in texts])
     assert doubts(understand_one(text)) == [
-        "it asks for two things, and the model reads one of them; write a principle for each"
+        "it asks for two things, and the model reads it as one: avoid flattery; write a principle for each"
     ]
     same = scored(two=0.9, avoid_flattery=50.0, avoid_moralizing=30.0, seek_moralizing=40.0)
     parts |= {"Lecture them.": parts["lecture them."]}
@@ -385,6 +390,11 @@ def test_parts_that_say_something_else_than_the_whole_are_no_advice(monkeypatch:
     assert understand_one(text).halves == ("Never flatter people", "Lecture them.")
     parts |= {"Lecture them.": scored(avoid_rudeness=90.0)}  # what is typed is read in another way
     assert understand_one(text).halves is None
+    rude = {"Never flatter people": parts["Never flatter people"], "be rude.": scored(seek_rudeness=90.0)}
+    rude |= {"Be rude.": rude["be rude."]}
+    whole = scored(two=0.9, avoid_flattery=50.0, seek_rudeness=40.0)
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [rude.get(text, whole) for text in texts])
+    assert understand_one("Never flatter people and be rude.").halves is None  # of which one would have no effect
     unsure = {"Never flatter people": scored(avoid_flattery=30.0), "lecture them.": scored(seek_moralizing=30.0)}
     monkeypatch.setattr(reader, "read", lambda texts, *_: [unsure.get(text, same) for text in texts])
     assert understand_one(text).halves is None  # (31 / 50)² = 0.38
@@ -395,6 +405,16 @@ def test_texts_are_cut_between_lines_and_in_capitals_too(monkeypatch: pytest.Mon
     monkeypatch.setattr(reader, "read", lambda texts, *_: asked.extend(texts))
     parts_of(["BE BRIEF, BUT NEVER RUDE.", "Be brief\n- no praise", "Be brief.\n* no praise"])
     assert asked == ["BE BRIEF", "NEVER RUDE.", "Be brief", "no praise", "Be brief."]
+    asked.clear()
+    parts_of(["- Be short\n– No gush", "1. Be short.\n2. No gush", "• Be short"])
+    assert asked == ["Be short", "No gush", "Be short."]
+
+
+def test_the_parts_are_those_of_the_text_whose_slips_are_mended(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(reader, "read", lambda texts, *_: asked.extend(texts))
+    parts_of(["jsut agre, and keep it shrot"])
+    assert asked == ["just agree", "keep it short"]
 
 
 def test_what_stands_beyond_the_encoder_s_reach_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -489,6 +509,20 @@ def test_parts_speak_for_a_reading_or_against_it() -> None:
     assert cut[5:] == pytest.approx((1.0, 30 / 50, 60 / 80))
     nothing = signs("Be.", scored(avoid_nothing=80.0), Parts(parts))
     assert nothing[5:] == pytest.approx((1.0, 1 / 25, 0.0))  # which has no opposite
+
+
+def test_a_reading_that_a_part_contradicts_is_less_probable(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule = PLAIN._replace(right=(0.0, 1.0, *[0.0] * 5, -9.0))  # the evidence less nine times what speaks against it
+    monkeypatch.setattr(reader, "calibration", lambda: rule)
+    whole, against = scored(avoid_flattery=180.0), scored(seek_flattery=80.0)  # of 200 and of 100
+    parts = {"but praise them.": against, "Praise them.": against}
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [parts.get(text, whole) for text in texts])
+    (alone, cut) = (understand_one(text).probability for text in ("Be dry.", "Be dry, praise them."))
+    assert alone == pytest.approx(180 / 200)
+    parts["praise them."] = against
+    monkeypatch.setattr(reader, "read", lambda texts, *_: [parts.get(text, whole) for text in texts])
+    assert understand_one("Be dry, praise them.").probability == pytest.approx(9 / (9 + math.exp(9 * 0.8)))
+    assert cut == pytest.approx(9 / (9 + math.exp(9 / 200)))  # both parts as the whole, in which the opposite has 1/200
 
 
 def test_words_beyond_the_encoder_s_reach_are_no_evidence() -> None:

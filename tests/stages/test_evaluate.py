@@ -459,6 +459,7 @@ def test_a_critic_that_restates_a_principle_in_a_sentence_has_not_misunderstood_
         Principle(id="free", text="No sweet talk!"),
         Principle(id="own", text="No gush.", tags=("flattery", "avoid")),
         Principle(id="lost", text="No praise.", tags=("flattery", "avoid")),
+        Principle(id="turned", text="No sweetness.", tags=("flattery", "avoid")),
     )
     sentence = restate("flattery", "avoid")
     meanings = [
@@ -466,10 +467,11 @@ def test_a_critic_that_restates_a_principle_in_a_sentence_has_not_misunderstood_
         meaning("free", sentence),
         meaning("own", "Do not praise people without cause."),
         meaning("lost", "nothing in particular"),
+        meaning("turned", "seek rudeness"),  # which the model cannot be told
     ]
-    wanted = wanted_directions(Constitution(name="four", principles=principles), meanings)
+    wanted = wanted_directions(Constitution(name="five", principles=principles), meanings)
     assert wanted.directions == {"trait_rate/flattery": "lower"}
-    assert [line.partition(":")[0] for line in wanted.misunderstood] == ["lost"]
+    assert [line.partition(":")[0] for line in wanted.misunderstood] == ["lost", "turned"]
     assert [line.partition(":")[0] for line in wanted.guessed] == ["free"]
 
 
