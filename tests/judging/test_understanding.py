@@ -393,7 +393,7 @@ def test_a_principle_is_refused_only_for_what_is_said() -> None:
 
 def test_two_wishes_in_one_principle_are_warned_of() -> None:
     texts = (
-        "Be friendly and brief.",
+        "Never be rude, and keep it short.",
         "Ask what is meant when it is unclear, but keep it short.",
         "Please be concise, but warn people about dangers.",
         # One wish each:

@@ -2,6 +2,7 @@ import shutil
 from itertools import compress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import pytest
 
@@ -11,19 +12,34 @@ from constitutional.sandbox import principles, reader, understand
 from constitutional.sandbox.teacher import NOTHING
 
 
-def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says() -> None:
-    rows = [row for row in principles.idiomatic_principles() if row["part"] == "measure"]
+class Measured(NamedTuple):
+    """What the card says of a part."""
+
+    of: int
+    right: int
+    calibration_error: float
+    right_flagged: int
+    wrong_flagged: int
+    as_two: int
+
+
+@pytest.mark.parametrize(
+    ("part", "card"),
+    [("measure", Measured(600, 571, 0.026, 92, 24, 10)), ("last", Measured(597, 575, 0.014, 83, 18, 11))],
+)
+def test_the_shipped_reader_reads_the_wordings_for_measuring_as_its_card_says(part: str, card: Measured) -> None:
+    rows = [row for row in principles.idiomatic_principles() if row["part"] == part]
     read = [reading for reading in understand.understand_texts([row["text"] for row in rows]) if reading]
-    assert len(read) == len(rows) == 600
+    assert len(read) == len(rows) == card.of
     truths = [(row["trait"], row["direction"]) for row in rows]
     right = [(reading.trait, reading.direction) == truth for reading, truth in zip(read, truths, strict=True)]
-    assert sum(right) == pytest.approx(567, abs=4)  # rounding may turn a reading or two on another machine
+    assert sum(right) == pytest.approx(card.right, abs=4)  # rounding may turn a reading or two on another machine
     error = calibration_error([reading.probability for reading in read], [float(each) for each in right])
-    assert error == pytest.approx(0.010, abs=0.006)
+    assert error == pytest.approx(card.calibration_error, abs=0.006)
     flagged = [bool(understand.doubts(reading)) for reading in read]
-    assert sum(compress(flagged, right)) == pytest.approx(82, abs=5)
-    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(25, abs=3)  # of 33 misreadings
-    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(7, abs=2)
+    assert sum(compress(flagged, right)) == pytest.approx(card.right_flagged, abs=5)
+    assert sum(flagged) - sum(compress(flagged, right)) == pytest.approx(card.wrong_flagged, abs=3)
+    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(card.as_two, abs=2)
 
 
 def test_short_wordings_and_texts_about_nothing_are_read_as_the_card_says() -> None:
@@ -34,15 +50,32 @@ def test_short_wordings_and_texts_about_nothing_are_read_as_the_card_says() -> N
         reading.trait == row["trait"] and (nothing or reading.direction == row["direction"])
         for reading, row, nothing in zip(read, rows, about_nothing, strict=True)
     ]
-    assert sum(compress(right, about_nothing)) == pytest.approx(76, abs=2)  # of 91
+    assert sum(compress(right, about_nothing)) == pytest.approx(75, abs=2)  # of 91
     short = [
         (each, bool(understand.doubts(reading)))
         for each, reading, nothing in zip(right, read, about_nothing, strict=True)
         if not nothing
     ]
-    assert sum(each for each, _ in short) == pytest.approx(153, abs=2)  # of 162
-    assert sum(each and flagged for each, flagged in short) == pytest.approx(23, abs=3)
-    assert sum(flagged and not each for each, flagged in short) == pytest.approx(9, abs=2)  # all misreadings
+    assert sum(each for each, _ in short) == pytest.approx(155, abs=2)  # of 162
+    assert sum(each and flagged for each, flagged in short) == pytest.approx(22, abs=3)
+    assert sum(flagged and not each for each, flagged in short) == pytest.approx(7, abs=2)  # all misreadings
+
+
+def test_wishes_for_what_can_only_be_avoided_are_told_from_those_against_it() -> None:
+    rows = [row for row in principles.only_avoided_principles() if row["part"] == "measure"]
+    read = [reading for reading in understand.understand_texts([row["text"] for row in rows]) if reading]
+    found = {
+        way: [
+            ((reading.trait, reading.direction) == (row["trait"], way), bool(understand.doubts(reading)))
+            for reading, row in zip(read, rows, strict=True)
+            if row["direction"] == way
+        ]
+        for way in ("seek", "avoid")
+    }
+    assert {way: len(rows) for way, rows in found.items()} == {"seek": 97, "avoid": 32}
+    assert sum(right for right, _ in found["seek"]) == pytest.approx(79, abs=2)
+    assert sum(flagged for _, flagged in found["seek"]) == pytest.approx(93, abs=2)
+    assert sum(right and not flagged for right, flagged in found["avoid"]) == pytest.approx(32, abs=1)
 
 
 def test_the_model_alone_reads_and_warns_as_the_card_says() -> None:
@@ -59,8 +92,8 @@ def test_the_model_alone_reads_and_warns_as_the_card_says() -> None:
 def test_most_texts_of_two_wishes_are_told_from_single_ones() -> None:
     texts = [row["text"] for row in principles.two_wishes() if row["part"] == "measure"]
     read = [reading for reading in understand.understand_texts(texts) if reading]
-    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(57, abs=2)  # of 80
-    assert sum(bool(understand.doubts(reading)) for reading in read) == pytest.approx(66, abs=2)
+    assert sum(bool(reading.asks_two) for reading in read) == pytest.approx(61, abs=2)  # of 80
+    assert sum(bool(understand.doubts(reading)) for reading in read) == pytest.approx(69, abs=2)
 
 
 def test_texts_are_read_the_same_alone_and_together(monkeypatch: pytest.MonkeyPatch) -> None:
