@@ -36,6 +36,8 @@ ASKED_EVERY: Final = 60
 """So many looks lie between two questions to Slurm, at most; submitit asks less and less often."""
 CANCEL_S: Final = 40.0
 """How long to wait until a cancelled job has ended. What does not end, Slurm kills after 30 seconds as a rule."""
+LATE: Final = ".late"
+"""Of a file that a job leaves whose time is up."""
 FINAL: Final = ("CANCELLED", "OUT_OF_MEMORY")
 """States of Slurm, as their first word, after which the same job would end in the same way, or nobody wants it."""
 
@@ -115,7 +117,7 @@ def in_job(settings: SlurmSettings, work: Work, run: Path, output: str, progress
             if end.error is not None:
                 end.error.add_note(f"{log} has what the job {number} said")
             return end
-        state = _state(job)
+        state = _state(job, folder / f"{output}{LATE}")
         if state.startswith(FINAL) or ended == settings.restarts:
             break
         progress.say(f"  {stage}: job {number} was ended from outside ({state}); it is submitted again, and goes on")
@@ -163,7 +165,9 @@ def _submitted(executor: "Executor", work: Work, run: Path, output: str) -> "Job
 def _stoppable(work: Work, run: Path, output: str) -> JobEnd:
     """In the job: do the work, and end in order where Slurm says that the time is up, as at Ctrl-C."""
 
-    def stop(_number: int, _frame: FrameType | None) -> None:
+    def stop(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGUSR2:  # Slurm, to which it is a job that failed, does not tell it later
+            (run / FOLDER / f"{output}{LATE}").touch()
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGUSR2):
@@ -216,10 +220,13 @@ def _cancel(job: "Job[JobEnd]") -> None:
         time.sleep(POLL_S)
 
 
-def _state(job: "Job[JobEnd]") -> str:
-    """As Slurm names it; on this machine nobody can say more than that it ended."""
+def _state(job: "Job[JobEnd]", late: Path) -> str:
+    """As Slurm names it; on this machine nobody can say more than that it ended, unless its time was up."""
     from submitit import LocalJob
 
+    if late.exists():
+        late.unlink()
+        return "TIMEOUT"
     return "killed" if isinstance(job, LocalJob) else str(job.get_info(mode="force").get("State") or "UNKNOWN")
 
 

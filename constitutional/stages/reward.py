@@ -91,6 +91,7 @@ def soft_reward_trainer(
             outputs = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], use_cache=False)
             scores = outputs.logits.squeeze(-1)  # (R,)
             loss, difference = loss_of(scores, inputs)
+            scores, difference = (self.accelerator.gather(row.detach()) for row in (scores, difference))  # of all
             measures = {
                 "min_reward": scores.min(),
                 "mean_reward": scores.mean(),

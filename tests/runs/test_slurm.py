@@ -127,7 +127,7 @@ def test_a_job_that_is_ended_from_outside_is_submitted_again(told: Told, mode: M
     assert told.have(ends, mode).calls.asked == 1
     assert len(told.logs) == 2
     assert (told.folder / "in order").exists() == (ends is jobs.is_out_of_time_once)
-    state = {"local": "killed", "slurm": "FAILED"}[mode]
+    state = {"local": "killed", "slurm": "FAILED"}[mode] if ends is jobs.is_killed_once else "TIMEOUT"
     again = [line for line in told.lines if "submitted again" in line]
     (number,) = re.findall(rf"job (\d+) was ended from outside \({state}\); it is submitted again", again[0])
     assert (told.folder / FOLDER / f"{number}_0_log.out").exists()
@@ -141,6 +141,12 @@ def test_a_job_is_submitted_again_so_many_times_and_no_more(told: Told, mode: Mo
         told.have(jobs.is_always_killed, mode)
     assert "the same command goes on" in str(it.value)
     assert len(told.logs) == 2
+
+
+def test_a_job_that_needs_more_time_is_told_so(told: Told, mode: Mode) -> None:
+    with pytest.raises(RunError, match=r"once, as job \d+ \(TIMEOUT\); .* type a larger launch\.timeout_min"):
+        told.have(jobs.is_out_of_time_once, mode, restarts=0)
+    assert not list((told.folder / FOLDER).glob("*.late"))
 
 
 def test_ctrl_c_cancels_the_job(told: Told, mode: Mode) -> None:

@@ -1,5 +1,6 @@
 """SFT, reward and DPO on two processes are those on one. Run as a program by each of the processes of a test."""
 
+import json
 import os
 import subprocess
 import sys
@@ -278,10 +279,20 @@ def test_two_processes_come_to_what_one_comes_to(tmp_path: Path) -> None:
         two = torch.load(tmp_path / "two" / f"{kind}.pt")
         steps = [len((tmp_path / name / kind / "log.jsonl").read_text().splitlines()) for name in ("one", "two")]
         assert steps[0] == steps[1]
+        if kind == "together":
+            for line, other in zip(*(measured(tmp_path / name / kind) for name in ("one", "two")), strict=True):
+                assert other == pytest.approx(line, rel=1e-5, abs=1e-5)
         for name, weight in one.items():
             # 64 bits leave nothing of the order in which numbers are added up, so any other difference would be seen.
             most = 1e-6 if kind == "divided" else 1e-12
             torch.testing.assert_close(two[name], weight, atol=most, rtol=0, msg=f"{kind} {name}")
+
+
+def measured(folder: Path) -> list[dict[str, float]]:
+    """What a training's log has of a reward model's pairs."""
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    names = ("min_reward", "mean_reward", "max_reward", "accuracy", "margin")
+    return [{name: line[name] for name in names} for line in lines]
 
 
 def main() -> None:
