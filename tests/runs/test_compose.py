@@ -383,6 +383,9 @@ def test_what_nobody_says_of_sampling_is_as_the_model_recommends(tmp_path: Path)
     assert (config.sample_pairs.temperature, config.sample_pairs.top_p) == (0.8, 0.9)
     assert (config.evaluate.temperature, config.evaluate.top_p) == (0.2, 0.9)
     assert freeze(config) == config
+    # A real model's pairs are sampled warmer, so that their responses differ.
+    real = freeze(compose([f"model.path={model}"]))
+    assert (real.sample_pairs.temperature, real.sample_pairs.top_p, real.evaluate.temperature) == (0.9, 0.9, 0.2)
     (run := tmp_path / "first").mkdir()
     (run / "config.json").write_text(dump(config, {}))
     new = [f"from={run}", "name=new"]
