@@ -174,14 +174,14 @@ def test_a_labeler_that_rewards_takes_keys_and_values_as_it_scores(model: Path, 
     words += ["algorithm.max_length=32", "algorithm.max_tokens=8", "label.max_tokens=200"]
     words += [f"labeler.path={other}", "labeler.batch_size=4", "label.few_shot=0"]
     trained, labeler = (footprint(str(path)) for path in (model, other))
-    row = planned(words)["grpo"]
-    parts = moment(row, "the labeler scores replies").parts
+    row = moment(planned(words)["grpo"], "the labeler scores replies")
+    parts = row.parts
     token = 2 * 2 * 2 * 8 * 2  # keys and values, layers, heads, their width, bytes
     assert parts["cache"] == 4 * token * (2 * (2048 - 200) + 200 + 256)
     assert parts["weights"] == 4 * trained.weights
     assert parts["other models"] == 4 * trained.weights + 2 * labeler.weights  # the reference is another
     # Where there is less room it answers fewer at once.
-    less = planned(words, gpu_with(row.peak.total - 1))["grpo"]
+    less = planned(words, gpu_with(row.total - 1))["grpo"]
     assert moment(less, "the labeler scores replies").parts["cache"] == 0.5 * parts["cache"]
     served = planned([*words[:-3], "labeler=http", "labeler.url=http://127.0.0.1:1/v1", "labeler.model=any"])["grpo"]
     assert "the labeler scores replies" not in [found.what for found in served.moments]

@@ -8,6 +8,7 @@ import pytest
 
 from constitutional.base.records import Preference, Prompt, Sample
 from constitutional.data.comparisons import read_comparisons
+from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import MANIFEST
 from constitutional.stages.summaries import RewardSummary
 from scripts import bench_people
@@ -131,20 +132,19 @@ def liking_waves(folder: Path, sign: float = 1.0) -> Path:
     torch.set_num_threads(1)
     tokenizer = tiny_tokenizer()
     (wave,) = tokenizer("~", add_special_tokens=False)["input_ids"]
-    model = LlamaForSequenceClassification(
-        LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=16,
-            intermediate_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            num_key_value_heads=2,
-            head_dim=8,
-            max_position_embeddings=LONGEST,
-            pad_token_id=tokenizer.pad_token_id,
-            num_labels=1,
-        )
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=LONGEST,
+        pad_token_id=tokenizer.pad_token_id,
     )
+    config.num_labels = 1
+    model = LlamaForSequenceClassification(config)  # type: ignore[no-untyped-call]
     layer: Any = model.model.layers[0]
     attention = layer.self_attn
     linear = (attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj, layer.mlp.down_proj, model.score)
@@ -234,7 +234,7 @@ def test_the_part_reward_judges_only_once_it_is_done(tmp_path: Path, monkeypatch
     (tmp_path / "people" / MANIFEST).touch()
     made: dict[str, object] = {}
     store = SimpleNamespace(artifacts=lambda: made, artifact=lambda name: tmp_path / name)
-    monkeypatch.setattr(bench_people.RunStore, "load", lambda _: store)
+    monkeypatch.setattr(RunStore, "load", lambda _: store)
     assert people_judge(tmp_path) is None  # it was interrupted
     made["reward_model"] = None
     assert people_judge(tmp_path) == tmp_path / "reward_model"

@@ -11,6 +11,7 @@ from constitutional.constitution.file import load_constitution
 from constitutional.constitution.measures import MEASURES, rule_of
 from constitutional.runs.compose import compose
 from constitutional.runs.settings import RunConfig
+from constitutional.sandbox.principles import idiomatic_principles
 from constitutional.stages.prompts import FilePrompts
 from scripts import bench_real
 from scripts.bench_real import PAIRS, checks, checks_table, constitution, counts, difference, main, sentences
@@ -87,7 +88,7 @@ def test_perplexity_is_that_of_all_tokens_together(tmp_path: Path) -> None:
 def test_the_sentences_are_of_many_meanings_and_of_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     found = sentences()
     assert len(set(found)) == bench_real.SENTENCES
-    more = [*bench_real.idiomatic_principles(), *[{"part": "another", "text": "Be kind."}] * 1000]
+    more = [*idiomatic_principles(), *[{"part": "another", "text": "Be kind."}] * 1000]
     monkeypatch.setattr(bench_real, "idiomatic_principles", lambda: more)
     assert sentences() == found
 
