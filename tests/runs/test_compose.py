@@ -438,10 +438,11 @@ def test_a_preset_beside_an_experiment_for_a_real_model_keeps_what_it_names() ->
 
 def test_the_run_says_how_replies_are_sampled_where_the_model_recommends_it(tmp_path: Path) -> None:
     model = model_with(tmp_path / "m", {"do_sample": True, "temperature": 0.2})
-    config = freeze(composed(f"model.path={model}", "evaluate.temperature=0.5"))
+    config = freeze(composed(f"model.path={model}"))
     said = sampling_in_words(config)
     assert "temperature 0.2 and top_p 1" in said
-    assert "recommends, in critique_revise, sample_pairs; critique_revise.temperature=… sets another" in said
+    # In a real model's run the pairs have a sampling of their own.
+    assert "recommends, in critique_revise, evaluate; critique_revise.temperature=… sets another" in said
     assert sampling_in_words(freeze(compose())) == ""
 
 
