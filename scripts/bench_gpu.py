@@ -96,8 +96,12 @@ MATRIX: Final = {"cuda": 8192, "cpu": 512}
 """Rows and columns of the matrices whose product measures a peak."""
 
 
-class OutOfTimeError(Exception):
-    """The command has had its time."""
+AGAIN_S: Final = 5.0
+"""From one alarm to the next once the time is up: what is raised where nothing can be, as in a destructor, is lost."""
+
+
+class OutOfTime(BaseException):
+    """The command has had its time. It is no `Exception`, as libraries catch those and go on."""
 
 
 def peak_tflops(name: str) -> tuple[float, str]:
@@ -131,15 +135,15 @@ PARTS: Final = {"ppo": ppo, "dpo": dpo, "generation": generation, "vllm": vllm}
 
 def measure(size: str, parts: Sequence[str], write: Callable[[Mapping[str, Any]], None]) -> dict[str, Any]:
     """All parts, one after the other; `write` is given what there is after each."""
-    import torch
-    import transformers
-
-    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     sizes, started = SIZES[size], time.monotonic()
-    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     versions = {package: importlib.metadata.version(package) for package in ("torch", "transformers")}
-    found: dict[str, Any] = {"device": name, **versions, "size": size, "sizes": asdict(sizes)}
+    found: dict[str, Any] = {"device": "unknown", **versions, "size": size, "sizes": asdict(sizes)}
     try:
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        name = found["device"] = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
         peak, source = peak_tflops(name)
         found |= {"peak_tflops": peak, "peak_from": source}
         for part in parts:
@@ -147,7 +151,8 @@ def measure(size: str, parts: Sequence[str], write: Callable[[Mapping[str, Any]]
             _one(PARTS[part], sizes, peak, found.setdefault(part, {}))
             found["seconds"] = time.monotonic() - started
             write(found)
-    except OutOfTimeError:
+    except OutOfTime:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         found |= {"seconds": time.monotonic() - started, "out_of_time": True}
         write(found)
     return found
@@ -162,8 +167,6 @@ def _one(
         torch.cuda.reset_peak_memory_stats()
     try:
         part(sizes, peak, found)
-    except OutOfTimeError:
-        raise
     except Exception as error:  # noqa: BLE001 - such as memory that ends; the other parts are still to be measured
         found["error"] = f"{type(error).__name__}: {(str(error).strip() or 'without a word').splitlines()[0]}"
     finally:
@@ -205,22 +208,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="all by default")
     parser.add_argument("--minutes", type=float, default=5.75, help="when to stop, whatever is left; 5.75 by default")
     options = parser.parse_args(arguments)
-    import torch
-
-    if options.size == "1b" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU here, and a CPU would take hours; type --size tiny to try the command on it")
 
     def write(found: Mapping[str, Any]) -> None:
         if options.json:
             atomic_write(options.json, (json.dumps(found, indent=2) + "\n").encode())
 
     def stop(*_: object) -> None:
-        raise OutOfTimeError
+        raise OutOfTime
 
     signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes)
+    signal.setitimer(signal.ITIMER_REAL, 60 * options.minutes, AGAIN_S)
     try:
+        import torch  # which may take a minute from a slow disk, and is in the time
+
+        if options.size == "1b" and not torch.cuda.is_available():
+            parser.error(
+                "torch sees no GPU here, and a CPU would take hours; type --size tiny to try the command on it"
+            )
         found = measure(options.size, options.parts, write)
+    except OutOfTime:
+        print("the time ended before torch was there", file=sys.stderr)
+        return 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
     print(table(found))

@@ -41,6 +41,7 @@ from constitutional.engines.models import open_engine
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.runs.compose import compose
 from constitutional.runs.folder import RunStore
+from constitutional.runs.manifest import MANIFEST
 from constitutional.runs.runner import run
 from constitutional.runs.settings import RunConfig
 from constitutional.stages.mix import Settings as MixSettings
@@ -211,11 +212,19 @@ def shares_part(
                 *share_of([x > 0 for x in moved]),
             )
             yield f"by so many nats{each}", name, *mean_of(moved)
-        judge = folder / "people"
-        if judge.exists():
-            marks = replies_scored(RunStore.load(judge).artifact("reward_model"), store.read("samples", Sample))
+        if judge := people_judge(folder):
+            marks = replies_scored(judge, store.read("samples", Sample))
             changes = [new - old for new, old in zip(marks["policy"], marks["sft_model"], strict=True)]
             yield "its replies score more than those of SL", name, *mean_of(changes)
+
+
+def people_judge(folder: Path) -> Path | None:
+    """The reward model of the part `reward`, if that came to its end."""
+    run_of_reward = folder / "people"
+    if not (run_of_reward / MANIFEST).is_file():
+        return None
+    store = RunStore.load(run_of_reward)
+    return store.artifact("reward_model") if "reward_model" in store.artifacts() else None
 
 
 def replies_scored(folder: Path, samples: Sequence[Sample]) -> Mapping[str, list[float]]:

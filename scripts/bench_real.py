@@ -11,10 +11,12 @@ base and the trained models answer to held-out prompts is counted by every rule 
     apart        the two policies of a pair differ on its own measure in the right direction, clear of zero
     moved        a policy differs from the base on that measure in the direction that is wanted, clear of zero
     still        a policy differs from the base on another measure by no more than its interval
-    fluent       the policy's perplexity on sentences that people wrote is at most 5% above the base's
+    fluent       the policy's perplexity on sentences is at most 5% above the base's: on 200 wordings of principles by
+                 many writers, which no run trains on
 
-The runs are kept in --folder: stopped and started again, what is finished is used again. Exits 0 even if checks are not
-reached; 1 if a run fails, 2 if what was asked for is wrong, 130 if it is interrupted.
+The tables of a pair are printed, and --json is written, as soon as its two runs are done. The runs are kept in
+--folder: stopped and started again, what is finished is used again. Exits 0 even if checks are not reached; 1 if a run
+fails, 2 if what was asked for is wrong, 130 if it is interrupted.
 """
 
 import argparse
@@ -148,8 +150,8 @@ def checks(pair: str, found: Mapping[str, Counts]) -> Iterator[Check]:
 
 
 def sentences() -> list[str]:
-    """Sentences of many writers that no run trains on: wordings of principles, of which every so many is taken."""
-    texts = [row["text"] for row in idiomatic_principles() if row["part"] != "last"]
+    """Wordings of principles by many writers, which no run trains on; of two parts of them every so many is taken."""
+    texts = [row["text"] for row in idiomatic_principles() if row["part"] in ("choose", "measure")]
     return texts[:: len(texts) // SENTENCES][:SENTENCES]
 
 
@@ -161,7 +163,7 @@ def perplexity(folder: str, texts: Sequence[str]) -> float:
 
 
 def fluent(store: RunStore, base: str, of: str, known: dict[str, float]) -> Check:
-    """Whether a policy writes as people do no worse than the base, whose perplexity is measured once."""
+    """Whether a policy finds the sentences as likely as the base does, whose perplexity is measured once."""
     texts = sentences()
     if base not in known:
         known[base] = perplexity(base, texts)
@@ -210,6 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if unknown := [pair for pair in arguments.pairs if pair not in PAIRS]:
             raise UsageError(f"there is no pair '{unknown[0]}'; there are {', '.join(PAIRS)}")
         for pair in arguments.pairs or PAIRS:
+            before = len(made)
             for side in PAIRS[pair]:
                 path = constitution(side, arguments.folder / "constitutions")
                 own = [f"name={side.name}", f"folder={arguments.folder}", f"constitution.file={path}"]
@@ -224,24 +227,26 @@ def main(argv: Sequence[str] | None = None) -> int:
                 made.append(fluent(store, str(config.model.path), side.name, known))
                 print(f"{side.name}: {clock(sum(stage.seconds for stage in store.stages.values()))}", flush=True)
             made += checks(pair, found)
+            names = [side.name for side in PAIRS[pair]]
+            rates = rates_table({name: found[name] for name in names}, {name: cut_off[name] for name in names})
+            print(f"{rates}\n\n{checks_table(made[before:])}\n", flush=True)
+            if arguments.json:
+                numbers = {
+                    "overrides": overrides,
+                    "counts": found,
+                    "cut_off": cut_off,
+                    "checks": [check._asdict() for check in made],
+                }
+                atomic_write(arguments.json, (json.dumps(numbers, indent=1) + "\n").encode())
     except ConstitutionalError as error:
         print("\n".join(f"bench_real: {line}" for line in (error, *getattr(error, "__notes__", ()))), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("bench_real: interrupted; the same command goes on from here", file=sys.stderr)
         return INTERRUPTED
-    print(f"{rates_table(found, cut_off)}\n\n{checks_table(made)}\n")
     for kind in dict.fromkeys(check.kind for check in made):
         verdicts = [check.reached for check in made if check.kind == kind]
         print(f"{kind}: {sum(verdicts)} of {len(verdicts)} reached")
-    if arguments.json:
-        numbers = {
-            "overrides": overrides,
-            "counts": found,
-            "cut_off": cut_off,
-            "checks": [check._asdict() for check in made],
-        }
-        atomic_write(arguments.json, (json.dumps(numbers, indent=1) + "\n").encode())
     return 0
 
 

@@ -5,7 +5,7 @@ optimizer's state are, and how many rows pass at once. All rows are taken to be 
 model takes is found by `training/footprint.py`.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final, NamedTuple
 
 from constitutional.engines.decoding import MOST_LOGITS, READ_TOKENS, SPARE
@@ -140,6 +140,15 @@ class Training(NamedTuple):
         return float(self.parameters * SIZES[self.dtype] + (4 * self.trained if self.rank is not None else 0))
 
     @property
+    def copies(self) -> float:
+        """Bytes of the copies in 16 bits that autocast keeps of all trained weights in 32, where gradients are off too.
+
+        Embeddings that are not the head are not multiplied, and have none.
+        """
+        looked_up = 0 if self.model.tied and not self.scores else self.model.embeddings
+        return 2.0 * (self.parameters - looked_up) if self.gpu and self.rank is None else 0.0
+
+    @property
     def computed_size(self) -> int:
         """Bytes of a number that is computed."""
         return 2 if self.gpu else SIZES[self.dtype]
@@ -217,6 +226,7 @@ def drawing(
             to be one token longer.
     """
     model, size = training.model, 2 if together.autocast else SIZES[together.dtype]
+    held = {**held, "weights": held["weights"] + (training.copies if together.autocast else 0.0)}
     cache = float(together.rows * (together.length + tokens) * model.cache(size))
     of_prompts = {"cache": cache} if in_place else {}
     reading = model.reading(together, cached=not in_place)
@@ -227,8 +237,19 @@ def drawing(
     yield Moment("drawing replies", {**held, "cache": cache, "logits": float(logits)})
 
 
+Judge = Callable[[float], Mapping[str, float]]
+"""What a labeler in this process takes as it scores replies, in bytes by `PARTS`, from how many bytes are held, its own
+weights included."""
+
+
 def by_grpo(
-    model: Footprint, settings: grpo.GrpoSettings | grpo.RlooSettings, *, gpu: bool, members: int, beside: float
+    model: Footprint,
+    settings: grpo.GrpoSettings | grpo.RlooSettings,
+    *,
+    gpu: bool,
+    members: int,
+    beside: float,
+    judge: Judge | None = None,
 ) -> list[Moment]:
     """GRPO and RLOO: all replies of a step are drawn at once, without autocast, and trained on in passes.
 
@@ -246,10 +267,19 @@ def by_grpo(
     if settings.sampler == "transformers":
         prompts = policy.passes(settings.rows_per_step, settings.max_length - settings.max_tokens)
         moments += drawing(policy, prompts._replace(autocast=False), settings.max_tokens, held, in_place=False)
+    moments += _judged(judge, held)
     return moments + ([_rewarding(model, settings.max_length, held, autocast=False)] if members else [])
 
 
-def by_ppo(model: Footprint, settings: ppo.Settings, *, gpu: bool, members: int, beside: float) -> list[Moment]:
+def by_ppo(
+    model: Footprint,
+    settings: ppo.Settings,
+    *,
+    gpu: bool,
+    members: int,
+    beside: float,
+    judge: Judge | None = None,
+) -> list[Moment]:
     """PPO: `training/ppo/networks.py` says which networks there are, and `update.py` that one has gradients at a time.
 
     Args:
@@ -258,6 +288,7 @@ def by_ppo(model: Footprint, settings: ppo.Settings, *, gpu: bool, members: int,
         gpu: whether it computes in bfloat16.
         members: reward models that are held.
         beside: bytes of what else is.
+        judge: a labeler that rewards, whose weights are in `beside`.
     """
     policy = Training(model, settings, gpu)
     adapted = policy.rank is not None  # then one backbone is policy, reference and critic
@@ -270,9 +301,11 @@ def by_ppo(model: Footprint, settings: ppo.Settings, *, gpu: bool, members: int,
     if settings.sampler == "transformers":
         prompts = policy.passes(settings.sampling_batch_size, settings.max_prompt_tokens)
         moments += drawing(policy, prompts, settings.max_tokens, held, in_place=True)
+    moments += _judged(judge, held)
     length = settings.max_prompt_tokens + settings.max_tokens
-    if members:
-        moments.append(_rewarding(model, length, held, autocast=gpu))
+    if members:  # under the autocast in which policy and critic have read the replies
+        copied = {**held, "weights": policy.weights + policy.copies + critic.copies}
+        moments.append(_rewarding(model, length, copied, autocast=gpu))
     # Rows are padded on the right, where nothing attends to the padding.
     work = policy.passes(settings.batch_size, length, masked=False)
     accumulates = settings.gradient_accumulation > 1
@@ -283,6 +316,12 @@ def by_ppo(model: Footprint, settings: ppo.Settings, *, gpu: bool, members: int,
     # Adapters are merged into a copy; on a CPU what was written is read again.
     copies = policy.weights * adapted + (0.0 if gpu else 4.0 * model.weights)
     return [*moments, Moment("saving", {**held, "other models": others + copies})]
+
+
+def _judged(judge: Judge | None, held: Mapping[str, float]) -> Iterator[Moment]:
+    """A labeler that scores replies, beside all else that is held."""
+    if judge:
+        yield Moment("the labeler scores replies", {**held, **judge(sum(held.values()))})
 
 
 def _rewarding(model: Footprint, length: int, held: Mapping[str, float], *, autocast: bool) -> Moment:

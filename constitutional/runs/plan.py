@@ -6,7 +6,7 @@ sums. Where a stage does not fit, its settings are lowered until it does: first 
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Final, NamedTuple
 
 from constitutional.engines.architecture import config_file
@@ -28,6 +28,8 @@ SHORTEST: Final = 256
 """Tokens below which no length is lowered."""
 ADAPTERS: Final = LoraSettings(rank=64, alpha=128)
 """Those of the presets for models of some billion weights."""
+MOST_GPUS: Final = 8
+"""Of a machine, over which vLLM divides a model."""
 _SERVED: Final = ("generator", "critic", "labeler")
 """Roles that a server may play in the place of a model here."""
 
@@ -153,8 +155,19 @@ def _asked(stage: str, config: RunConfig) -> list[tuple[str, int, float]]:
     return []
 
 
-def _model(role: str, tokens: int, top_p: float, config: RunConfig, machine: Machine) -> _Model | None:
-    """The model that plays a role; None where it is not in this machine's memory."""
+def _model(
+    role: str, tokens: int, top_p: float, config: RunConfig, machine: Machine, *, weighs: int = 0
+) -> _Model | None:
+    """The model that plays a role; None where it is not in this machine's memory.
+
+    Args:
+        role: generator, critic, a labeler, or one of the models that are trained.
+        tokens: the longest reply.
+        top_p: of the sampling.
+        config: the run.
+        machine: where it is to run.
+        weighs: the longest response whose probability the role is asked for.
+    """
     roles: dict[str, Any] = {"generator": config.generator, "critic": config.critic, "labeler": config.labeler}
     roles |= {f"panel.{name}": settings for name, settings in config.panel.items()}
     settings: EngineSettings = role_settings(roles[role], config.model) if role in roles else trained(config)
@@ -163,9 +176,6 @@ def _model(role: str, tokens: int, top_p: float, config: RunConfig, machine: Mac
     if machine.gpu and getattr(settings, "device", "").startswith("cpu"):
         return None
     dtype = settings.dtype or "auto"
-    weighs = (
-        config.sample_pairs.max_tokens if role in config.judges.values() and config.label.method == "contrast" else 0
-    )
     return _Model(role, settings, _usual_dtype(machine) if dtype == "auto" else dtype, tokens, top_p, weighs)
 
 
@@ -178,7 +188,14 @@ def _asking(
     stage: str, config: RunConfig, machine: Machine, held: "OrderedDict[object, _Model]"
 ) -> Iterator[StagePlan]:
     """A stage that asks models. The last of them stay in memory until a training begins (`engines/models.py`)."""
-    asked = [model for row in _asked(stage, config) if (model := _model(*row, config, machine))]
+    # By contrast, a judge is asked how likely whole responses are: those of the stage.
+    responses = (config.evaluate if stage == "evaluate" else config.sample_pairs).max_tokens
+    weighing = config.judges.values() if config.label.method == "contrast" else ()
+    asked = [
+        model
+        for role, tokens, top_p in _asked(stage, config)
+        if (model := _model(role, tokens, top_p, config, machine, weighs=responses if role in weighing else 0))
+    ]
     plans: list[StagePlan] = []
     if stage == "label":
         held.clear()  # it releases the SFT model
@@ -194,8 +211,11 @@ def _asking(
         plans.append(_answers(stage, model, others, machine))
     if stage == "evaluate" and config.evaluate.compared:
         compared = _compared(config, machine)
-        others_fit = all(planned.fits(machine) for planned in plans)
-        plans.append(compared._replace(lower=("evaluate.compared=0",) if others_fit else (), least=compared.peak.total))
+        if not compared.fits(machine):
+            others_fit = all(planned.fits(machine) for planned in plans)
+            lower = ("evaluate.compared=0",) if others_fit else ()
+            compared = compared._replace(lower=lower, least=compared.peak.total)
+        plans.append(compared)
     if plans:
         worst = max(plans, key=lambda planned: planned.peak.total)
         yield worst._replace(host=max(planned.host for planned in plans))
@@ -212,9 +232,25 @@ def _answers(stage: str, model: _Model, others: float, machine: Machine) -> Stag
     role = "" if model.role in ("base", "sft_model", "policy") else model.role
     if isinstance(settings, VllmSettings):
         note, moment = f"{model.role}, by vLLM", _by_vllm(model, others, settings, machine)
-        planned = StagePlan(stage, str(settings.path), note, (moment,), role, least=moment.total)
-        doubled = f"{role or 'generator'}.tensor_parallel={2 * settings.tensor_parallel}"
-        return planned if planned.fits(machine) else planned._replace(lower=(doubled,))
+        planned = StagePlan(stage, str(settings.path), note, (moment,), role)
+        return planned if planned.fits(machine) else _divided(planned, model, others, machine)
+
+    moment, batch, wanted = _in_process(model, others, machine)
+    halved = f", halved from {wanted}" if batch < wanted else ""
+    loaded = () if machine.gpu or model.dtype != "float32" else (moments.loading(found),)
+    note, host = f"{model.role}, {batch} at once{halved}", model.host(machine)
+    planned = StagePlan(stage, settings.path, note, (moment, *loaded), role, host=host)
+    if planned.fits(machine):
+        return planned
+    in_half = machine.gpu and model.dtype == "float32" and moment.total - model.weights / 2 <= machine.usable
+    lower = (f"{role or 'model'}.dtype=bfloat16",) if in_half else ()
+    return planned._replace(lower=lower, least=moment.total)
+
+
+def _in_process(model: _Model, others: float, machine: Machine) -> tuple[Moment, int, int]:
+    """What a model takes as it answers here; how many requests it answers at once, and how many it would like to."""
+    settings, found = model.settings, model.footprint
+    assert isinstance(settings, ModelSettings)
 
     def moment_of(batch: int) -> Moment:
         prompt = max(1, USUAL_TOKENS - (model.weighs or model.tokens))
@@ -228,23 +264,12 @@ def _answers(stage: str, model: _Model, others: float, machine: Machine) -> Stag
     # Where memory runs out the engine halves its batch by itself.
     sizes = [wanted >> halvings for halvings in range(wanted.bit_length())]
     batch = next((size for size in sizes if moment_of(size).total <= machine.usable), 1)
-    moment = moment_of(batch)
-    halved = f", halved from {wanted}" if batch < wanted else ""
-    loaded = () if machine.gpu or model.dtype != "float32" else (moments.loading(found),)
-    note, host = f"{model.role}, {batch} at once{halved}", model.host(machine)
-    planned = StagePlan(stage, settings.path, note, (moment, *loaded), role, host=host)
-    if planned.fits(machine):
-        return planned
-    in_half = machine.gpu and model.dtype == "float32" and moment.total - model.weights / 2 <= machine.usable
-    lower = (f"{role or 'model'}.dtype=bfloat16",) if in_half else ()
-    return planned._replace(lower=lower, least=moment.total)
+    return moment_of(batch), batch, wanted
 
 
 def _by_vllm(model: _Model, others: float, settings: VllmSettings, machine: Machine) -> Moment:
     """VLLM takes its share of a GPU whatever it needs; what does not fit into the share makes it more."""
-    weights = model.weights / settings.tensor_parallel
-    token = model.footprint.cache(SIZES[model.dtype]) / settings.tensor_parallel
-    request = (settings.max_length or USUAL_TOKENS) * token
+    weights, request = _least_by_vllm(model, settings)
     if not machine.gpu:
         return Moment("answering", {"weights": weights, "other models": others, "cache": 4 * settings.memory * GIB})
     share = min(settings.memory * machine.memory, machine.usable)  # its own libraries are in its share
@@ -253,6 +278,29 @@ def _by_vllm(model: _Model, others: float, settings: VllmSettings, machine: Mach
             "answering in vLLM's share", {"weights": weights, "cache": request, "other models": machine.usable}
         )
     return Moment("answering", {"weights": weights, "other models": others, "cache": share - weights})
+
+
+def _least_by_vllm(model: _Model, settings: VllmSettings) -> tuple[float, float]:
+    """Bytes on a GPU of the weights, and of a single request's keys and values."""
+    token = model.footprint.cache(SIZES[model.dtype])
+    return (
+        model.weights / settings.tensor_parallel,
+        (settings.max_length or USUAL_TOKENS) * token / settings.tensor_parallel,
+    )
+
+
+def _divided(planned: StagePlan, model: _Model, others: float, machine: Machine) -> StagePlan:
+    """The plan of what does not fit by vLLM, with as many GPUs as it fits on; attention heads are divided alike."""
+    settings, least = model.settings, planned.peak.total
+    assert isinstance(settings, VllmSettings)
+    gpus = 2 * settings.tensor_parallel
+    while machine.gpu and gpus <= MOST_GPUS and model.footprint.heads % gpus == 0:
+        divided = settings.model_copy(update={"tensor_parallel": gpus})
+        if _by_vllm(model, others, divided, machine).total <= machine.usable:
+            return planned._replace(lower=(_word(planned.role or "generator", "tensor_parallel", gpus),))
+        least = others + sum(_least_by_vllm(model, divided))
+        gpus *= 2
+    return planned._replace(least=least)
 
 
 def _compared(config: RunConfig, machine: Machine) -> StagePlan:
@@ -309,19 +357,26 @@ def _online(
 ) -> StagePlan:
     kinds = [row.kind for row in algorithm.rewards]
     members = config.reward.members if "reward_model" in kinds else 0
-    labeler = _model("labeler", 1, 1.0, config, machine) if "constitution" in kinds else None
+    labeler = _model("labeler", config.label.max_tokens, 1.0, config, machine) if "constitution" in kinds else None
     beside = labeler.resting(machine) if labeler else 0.0
+    judge = partial(_judging, labeler, machine) if labeler and isinstance(labeler.settings, ModelSettings) else None
     if algorithm.sampler == "vllm":
         beside += algorithm.sampler_memory * (machine.memory if machine.gpu else 4 * GIB)
     if isinstance(algorithm, ppo.Settings):
-        found = moments.by_ppo(model, algorithm, gpu=machine.gpu, members=members, beside=beside)
+        found = moments.by_ppo(model, algorithm, gpu=machine.gpu, members=members, beside=beside, judge=judge)
         length = algorithm.max_prompt_tokens + algorithm.max_tokens
         drawn = algorithm.sampling_batch_size
     else:
-        found = moments.by_grpo(model, algorithm, gpu=machine.gpu, members=members, beside=beside)
+        found = moments.by_grpo(model, algorithm, gpu=machine.gpu, members=members, beside=beside, judge=judge)
         length, drawn = algorithm.max_length, algorithm.rows_per_step
     note = f"{drawn} replies at once, {algorithm.batch_size} rows of {length} tokens"
     return StagePlan(algorithm.kind, config.model.path, note, tuple(found))
+
+
+def _judging(labeler: _Model, machine: Machine, held: float) -> Mapping[str, float]:
+    """What a labeler in this process takes beside its weights as it scores replies, where so much is held with them."""
+    moment, _, _ = _in_process(labeler, held - labeler.weights, machine)
+    return {name: size for name, size in moment.parts.items() if name not in ("weights", "other models")}
 
 
 def _host(stage: str, config: RunConfig, machine: Machine) -> float:

@@ -72,6 +72,7 @@ class Footprint:
         layers: of the text model, whatever else there is.
         hidden: the width.
         vocabulary: rows of the embeddings.
+        heads: of the attention, over which a model can be divided.
     """
 
     def __init__(self, file: Path) -> None:
@@ -80,6 +81,7 @@ class Footprint:
         self.layers: int = text.num_hidden_layers
         self.hidden: int = text.hidden_size
         self.vocabulary: int = text.vocab_size
+        self.heads: int = text.num_attention_heads
 
     @cached_property
     def _empty(self) -> Any:  # noqa: ANN401 - a model of transformers

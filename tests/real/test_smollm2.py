@@ -95,7 +95,7 @@ def test_a_new_users_first_attempt_goes_through(tmp_path: Path, monkeypatch: pyt
     (tmp_path / "models").symlink_to(FOLDER.parent.resolve())
     monkeypatch.chdir(tmp_path)
     Path("mine.txt").write_text("\n".join(PROMPTS[:8]) + "\n")
-    words = [f"model.path={FOLDER}", "prompts=file", "prompts.path=mine.txt"]
+    words = [f"model.path={FOLDER}", "prompts.path=mine.txt"]
     # Nearly all replies are longer; they are cut off, and end with their last whole sentence.
     lengths = ("critique_revise.draft_max_tokens", "critique_revise.revision_max_tokens", "sample_pairs.max_tokens")
     quick = ["critique_revise.critique_max_tokens=64", "evaluate.judged=2", "evaluate.critiqued=0"]
@@ -104,7 +104,9 @@ def test_a_new_users_first_attempt_goes_through(tmp_path: Path, monkeypatch: pyt
     store = RunStore.load(Path("runs/real"))
     assert store.read("preferences", Preference)
     assert sum(revision.problem is None for revision in store.read("revisions", Revision)) >= 4
-    assert load(store.folder).sample_pairs.temperature == 0.2  # as the model recommends
+    config = load(store.folder)
+    assert config.evaluate.temperature == 0.2  # as the model recommends
+    assert config.sample_pairs.temperature == 0.9  # so that the two responses of a pair differ
     (report,) = store.folder.glob("*_report/report.html")
     assert "no_harm" in report.read_text()
 

@@ -383,6 +383,9 @@ def test_what_nobody_says_of_sampling_is_as_the_model_recommends(tmp_path: Path)
     assert (config.sample_pairs.temperature, config.sample_pairs.top_p) == (0.8, 0.9)
     assert (config.evaluate.temperature, config.evaluate.top_p) == (0.2, 0.9)
     assert freeze(config) == config
+    # A real model's pairs are sampled warmer, so that their responses differ.
+    real = freeze(compose([f"model.path={model}"]))
+    assert (real.sample_pairs.temperature, real.sample_pairs.top_p, real.evaluate.temperature) == (0.9, 0.9, 0.2)
     (run := tmp_path / "first").mkdir()
     (run / "config.json").write_text(dump(config, {}))
     new = [f"from={run}", "name=new"]
@@ -435,10 +438,11 @@ def test_a_preset_beside_an_experiment_for_a_real_model_keeps_what_it_names() ->
 
 def test_the_run_says_how_replies_are_sampled_where_the_model_recommends_it(tmp_path: Path) -> None:
     model = model_with(tmp_path / "m", {"do_sample": True, "temperature": 0.2})
-    config = freeze(composed(f"model.path={model}", "evaluate.temperature=0.5"))
+    config = freeze(composed(f"model.path={model}"))
     said = sampling_in_words(config)
     assert "temperature 0.2 and top_p 1" in said
-    assert "recommends, in critique_revise, sample_pairs; critique_revise.temperature=… sets another" in said
+    # In a real model's run the pairs have a sampling of their own.
+    assert "recommends, in critique_revise, evaluate; critique_revise.temperature=… sets another" in said
     assert sampling_in_words(freeze(compose())) == ""
 
 

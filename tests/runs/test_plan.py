@@ -111,6 +111,10 @@ def test_a_labeler_that_weighs_whole_responses_holds_logits_for_each_of_their_to
         assert row.what == "weighing whole responses"
         assert row.parts["logits"] == 4 * 50 * found.vocabulary * (2 + 4 + 4)
     assert rows["critique_revise"].peak.what == "answering"
+    # What is weighed in the evaluation are its own replies.
+    own = ["model.batch_size=1", "labeler.batch_size=4", "evaluate.max_tokens=30", "evaluate.compared=0"]
+    (row,) = planned([*words, *own, "algorithm.epochs=1"])["evaluate"].moments
+    assert row.parts["logits"] == 4 * 30 * found.vocabulary * (2 + 4 + 4)
     # A pass has at most 2^28 numbers: 8,192 tokens of a vocabulary of 2^15, and not the 32,768 of 64 responses.
     found.vocabulary = 2**15
     assert moments.weighing(found, "float32", 64, 1, 512).parts["logits"] == 2**28 * (4 + 4)
@@ -125,6 +129,32 @@ def test_ppo_has_room_for_all_keys_and_values_from_the_start(model: Path) -> Non
     assert rows["drawing replies"].parts["cache"] == 4 * (16 + 8) * found.cache(2)
 
 
+def test_autocast_keeps_copies_of_the_weights_that_are_trained_while_ppo_draws_and_scores(
+    model: Path, tmp_path: Path
+) -> None:
+    found = Footprint(model / "config.json")
+    settings = ppo.Settings(batch_size=2, max_prompt_tokens=16, max_tokens=8, sampling_batch_size=4)
+
+    def weights(settings: ppo.Settings, *, gpu: bool, found: Footprint = found) -> dict[str, float]:
+        rows = moments.by_ppo(found, settings, gpu=gpu, members=1, beside=0.0)
+        return {row.what: row.parts["weights"] for row in rows}
+
+    held = weights(settings, gpu=True)
+    copies = 2 * (found.weights - found.embeddings)  # embeddings are looked up, and not multiplied
+    assert held["drawing replies"] == 4 * found.weights + copies
+    of_critic = 2 * (found.scorer_weights - found.embeddings)
+    assert held["scoring replies"] == 4 * found.weights + copies + of_critic
+    assert held["saving"] == weights(settings, gpu=False)["drawing replies"] == 4 * found.weights
+    adapted = weights(settings.model_copy(update={"lora": LoraSettings(rank=4)}), gpu=True)
+    assert adapted["drawing replies"] == adapted["saving"]  # what is not trained is in 16 bits as it is
+    config = json.loads((model / "config.json").read_text()) | {"tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tied = Footprint(tmp_path / "config.json")
+    held = weights(settings, gpu=True, found=tied)
+    assert held["drawing replies"] == (4 + 2) * tied.weights  # but as the head they are
+    assert held["scoring replies"] == (4 + 2) * tied.weights + 2 * (tied.scorer_weights - tied.embeddings)
+
+
 def test_a_model_stays_beside_the_next_one_until_a_training_begins(model: Path, tmp_path: Path) -> None:
     other = tiny_model(tmp_path, "llama")
     rows = planned([f"model.path={model}", *TINY, f"labeler.path={other}"])
@@ -136,6 +166,25 @@ def test_a_model_stays_beside_the_next_one_until_a_training_begins(model: Path, 
     assert rows["label"].peak.parts["other models"] == 0  # it gives the SFT model's memory back
     panel = planned([f"model.path={model}", *TINY, f"panel.second.path={other}"])["label"]
     assert panel.peak.parts["other models"] in (2 * first.weights, 2 * second.weights)
+
+
+def test_a_labeler_that_rewards_takes_keys_and_values_as_it_scores(model: Path, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path, "llama")
+    words = [f"model.path={model}", "sft.max_length=32", "algorithm=grpo_direct", "until=grpo"]
+    words += ["algorithm.max_length=32", "algorithm.max_tokens=8", "label.max_tokens=200"]
+    words += [f"labeler.path={other}", "labeler.batch_size=4", "label.few_shot=0"]
+    trained, labeler = (footprint(str(path)) for path in (model, other))
+    row = moment(planned(words)["grpo"], "the labeler scores replies")
+    parts = row.parts
+    token = 2 * 2 * 2 * 8 * 2  # keys and values, layers, heads, their width, bytes
+    assert parts["cache"] == 4 * token * (2 * (2048 - 200) + 200 + 256)
+    assert parts["weights"] == 4 * trained.weights
+    assert parts["other models"] == 4 * trained.weights + 2 * labeler.weights  # the reference is another
+    # Where there is less room it answers fewer at once.
+    less = planned(words, gpu_with(row.total - 1))["grpo"]
+    assert moment(less, "the labeler scores replies").parts["cache"] == 0.5 * parts["cache"]
+    served = planned([*words[:-3], "labeler=http", "labeler.url=http://127.0.0.1:1/v1", "labeler.model=any"])["grpo"]
+    assert "the labeler scores replies" not in [found.what for found in served.moments]
 
 
 def test_a_server_and_a_function_need_no_memory_here(model: Path) -> None:
@@ -165,6 +214,21 @@ def test_what_is_too_large_for_vllms_share_is_divided_over_more_gpus() -> None:
     (divided,) = plan(compose([*words, *row.lower]), small)
     assert divided.fits(small)
     assert divided.peak.parts["weights"] == 32_762_123_264  # half of two bytes for each
+
+
+def test_a_model_is_divided_over_as_many_gpus_as_it_needs_and_no_more_than_a_machine_has() -> None:
+    words = ["model=qwen3_4b", "labeler=vllm", "labeler.path=Qwen/Qwen3-32B", "until=labeler_check"]
+    small = named_gpu("l4")
+    (row,) = plan(compose(words), small)
+    # 61.0 GiB of weights: half of them do not fit into 0.9 · 22 GiB, and a quarter does.
+    assert row.lower == ("labeler.tensor_parallel=4",)
+    (divided,) = plan(compose([*words, *row.lower]), small)
+    assert divided.fits(small)
+    tiny = named_gpu("8")
+    (row,) = plan(compose(words), tiny)
+    assert row.lower == ()
+    assert row.least == pytest.approx((2 * 32_762_123_264 + 2048 * 64 * 2 * 8 * 128 * 2) / 8)
+    assert "no setting is small enough: 7.7 GiB are the least" in refusals([row], tiny)[0]
 
 
 def test_only_stages_up_to_the_last_are_planned(model: Path) -> None:
@@ -217,7 +281,11 @@ def test_a_batch_that_does_not_fit_is_halved_as_the_engine_does(model: Path) -> 
 def test_a_gpu_is_known_by_its_name_or_by_its_memory() -> None:
     assert named_gpu("H100").memory == GPUS["h100"] * GIB
     assert named_gpu("NVIDIA RTX 4090").name == "rtx4090"
-    assert named_gpu("24").memory == named_gpu("24GB").memory == 24 * GIB
+    assert named_gpu("24").memory == named_gpu("24GB").memory == 0.915 * 24 * GIB
+    sold = {"b200": 192, "h200": 141, "h100": 80, "a100": 80, "a100_40gb": 40, "rtx6000ada": 48, "l40s": 48}
+    sold |= {"a6000": 48, "a40": 48, "rtx5090": 32, "rtx4090": 24, "rtx3090": 24, "a10": 24, "l4": 24}
+    for name, memory in GPUS.items():  # by its memory a card is never said to have more than by its name
+        assert named_gpu(str(sold[name])).memory <= memory * GIB
     with pytest.raises(UsageError, match="type --gpu h100"):
         named_gpu("h1000")
     for wrong in ("-3", "nan", "inf", ""):
@@ -246,7 +314,32 @@ def test_the_computers_own_memory_beside_a_gpu_is_that_of_a_model_twice_as_it_is
     assert planned([f"model.path={tmp_path}", *TINY, "until=sft"])["sft"].host == 4 * (2 * 55_054_848 + 512_000)
 
 
+def test_a_comparison_of_two_models_is_to_be_left_out_only_where_it_does_not_fit(model: Path) -> None:
+    words = [f"model.path={model}", *TINY, "algorithm.epochs=1", "evaluate.judged=0", "evaluate.critiqued=0"]
+    words += ["model.batch_size=1", "evaluate.max_tokens=1024"]
+    row = planned(words)["evaluate"]
+    assert (row.peak.what, row.lower) == ("comparing two models", ())
+    less = planned(words, gpu_with(row.peak.total - 1))["evaluate"]
+    assert less.lower == ("evaluate.compared=0",)
+
+
 # The command
+
+
+@pytest.mark.parametrize(
+    ("gpu", "words"),
+    [
+        ("h100", ["experiment=bai2022", "mix=schema", "model=llama3_8b"]),
+        ("l40s", ["experiment=bai2022", "mix=schema", "model=qwen3_4b"]),
+        ("l40s", ["experiment=bai2022", "mix=schema", "model=gemma3_4b"]),
+        ("h100", ["experiment=lee2023"]),
+        ("h100", ["model=llama3_8b"]),
+        ("h100", ["model=qwen3_4b"]),
+        ("h100", ["model=gemma3_4b"]),
+    ],
+)
+def test_a_preset_of_a_real_model_fits_on_the_gpu_that_it_is_meant_for(gpu: str, words: list[str]) -> None:
+    assert main(["plan", *words, "prompts.path=mine.txt", "--gpu", gpu]) == 0
 
 
 def test_the_command_prints_a_table_and_ends_well(model: Path, capsys: pytest.CaptureFixture[str]) -> None:

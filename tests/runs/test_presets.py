@@ -13,8 +13,10 @@ import pytest
 
 from constitutional.base.records import Judgement, Preference, Revision, Rollout, Sample
 from constitutional.engines.architecture import KNOWN, read_config
+from constitutional.engines.base import Sampling
 from constitutional.engines.chat import load_tokenizer
-from constitutional.runs.compose import compose
+from constitutional.engines.model_files import recommended
+from constitutional.runs.compose import compose, load
 from constitutional.runs.folder import RunStore
 from constitutional.training.preflight import preflight_folder
 from scripts.sandbox_training.tokenizer import build_tokenizer
@@ -29,10 +31,15 @@ class Family(NamedTuple):
     end_of_turn: str
     eos: str
     bos: str | None
+    temperature: float
+    """As the real model's `generation_config.json` recommends, with `top_p` and `top_k`, which nothing here reads."""
+    top_p: float
+    top_k: int | None
     heard: float = 2.2
     """How well the end of a turn is heard: every sixth token or so ends it."""
 
 
+CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 FAMILIES = {
     # As it is published, it names no token for padding.
     "llama3_8b": Family(
@@ -44,17 +51,17 @@ FAMILIES = {
         "<|eot_id|>",
         "<|eot_id|>",
         "<|begin_of_text|>",
+        *(0.6, 0.9, None),
     ),
-    "qwen3_4b": Family(
-        "qwen3_instruct_2507", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_end|>", None
-    ),
-    "qwen3_32b": Family("qwen3", ("<|endoftext|>", "<|im_start|>", "<|im_end|>"), "<|im_end|>", "<|im_end|>", None),
+    "qwen3_4b": Family("qwen3_instruct_2507", CHATML, "<|im_end|>", "<|im_end|>", None, 0.7, 0.8, 20),
+    "qwen3_32b": Family("qwen3", CHATML, "<|im_end|>", "<|im_end|>", None, 0.6, 0.95, 20),
     "gemma3_4b": Family(
         "gemma3",
         ("<pad>", "<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),
         "<end_of_turn>",
         "<eos>",
         "<bos>",
+        *(1.0, 0.95, 64),
         3.5,
     ),
 }
@@ -122,7 +129,13 @@ def small_model(preset: str, path: str, folder: Path) -> Path:
         for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
             layer.weight[:, 0] = 1.0
         model.get_output_embeddings().weight[tokenizer.convert_tokens_to_ids(family.end_of_turn), 0] = family.heard
-    model.generation_config = transformers.GenerationConfig(eos_token_id=config.eos_token_id)  # type: ignore[no-untyped-call]
+    model.generation_config = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
+        do_sample=True,
+        temperature=family.temperature,
+        top_p=family.top_p,
+        top_k=family.top_k,
+        eos_token_id=config.eos_token_id,
+    )
     target = folder / preset
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
@@ -178,6 +191,7 @@ def test_a_presets_settings_are_those_that_its_tokenizer_and_template_take(here:
     openings = {"llama3_8b": "assistant<|end_header_id|>\n\n", "gemma3_4b": "<start_of_turn>model\n"}
     thought = "<think>\n\n</think>\n\n" if preset == "qwen3_32b" else ""  # closed before it begins
     assert asked.endswith(openings.get(preset, f"<|im_start|>assistant\n{thought}"))
+    assert recommended(str(folder)) == (FAMILIES[preset].temperature, FAMILIES[preset].top_p)
 
 
 @pytest.mark.slow
@@ -194,6 +208,9 @@ def test_a_preset_runs_from_its_prompts_to_its_report(here: Path, preset: str) -
     models = [load_file(dpo.artifact(name) / "model.safetensors") for name in ("sft_model", "policy")]
     assert any(not torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert (dpo.artifact("report")).exists()
+    replies, family = load(dpo.folder).evaluate, FAMILIES[preset]
+    drawn_at = Sampling.of(replies.temperature, replies.top_p, replies.max_tokens)
+    assert (drawn_at.temperature, drawn_at.top_p) == (family.temperature, family.top_p)  # as the model recommends
     lengths = ("algorithm.episodes=16", "algorithm.max_tokens=12", "algorithm.max_prompt_tokens=200")
     ppo = go(here, preset, f"{preset}_ppo", "algorithm=ppo_adapter", *lengths)
     assert ppo.read("rollouts", Rollout)

@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 import re
@@ -197,6 +198,24 @@ def test_the_time_ends_the_command_and_what_was_found_is_written(
     assert found["out_of_time"] is True
     assert found["ppo"]["piece"]["tokens_per_s"] == 5
     assert "the time ended before all was measured" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [Exception, BaseException])
+def test_a_library_that_catches_what_is_raised_does_not_keep_the_command_going(
+    kind: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import time
+
+    def catches(*_: object) -> None:
+        with contextlib.suppress(kind):
+            time.sleep(60)
+        time.sleep(60)
+
+    monkeypatch.setattr(bench_gpu, "PARTS", {"ppo": catches})
+    monkeypatch.setattr(bench_gpu, "AGAIN_S", 0.5)
+    started = time.monotonic()
+    assert bench_gpu.main(["--size", "tiny", "--minutes", "0.03", "--parts", "ppo"]) == 1
+    assert time.monotonic() - started < 30
 
 
 def test_without_a_gpu_the_large_size_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

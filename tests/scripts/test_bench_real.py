@@ -1,12 +1,17 @@
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 
+from constitutional.base.errors import RunError
 from constitutional.base.records import Prompt, Sample
 from constitutional.constitution.file import load_constitution
 from constitutional.constitution.measures import MEASURES, rule_of
 from constitutional.runs.compose import compose
+from constitutional.runs.settings import RunConfig
+from constitutional.sandbox.principles import idiomatic_principles
 from constitutional.stages.prompts import FilePrompts
 from scripts import bench_real
 from scripts.bench_real import PAIRS, checks, checks_table, constitution, counts, difference, main, sentences
@@ -80,8 +85,36 @@ def test_perplexity_is_that_of_all_tokens_together(tmp_path: Path) -> None:
     assert bench_real.perplexity(folder, texts[:1] * 2) == pytest.approx(one)
 
 
-def test_the_sentences_are_of_many_meanings() -> None:
-    assert len(set(sentences())) == bench_real.SENTENCES
+def test_the_sentences_are_of_many_meanings_and_of_two_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = sentences()
+    assert len(set(found)) == bench_real.SENTENCES
+    more = [*idiomatic_principles(), *[{"part": "another", "text": "Be kind."}] * 1000]
+    monkeypatch.setattr(bench_real, "idiomatic_principles", lambda: more)
+    assert sentences() == found
+
+
+def test_what_a_pair_came_to_is_there_before_the_next_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    replies = {"thorough": "One two three. " * 3, "brief": "One."}
+
+    def run(config: RunConfig) -> SimpleNamespace:
+        if config.name not in replies:
+            raise RunError("the disk is full")
+        rows = [sample(number, "One two three.", replies[config.name]) for number in range(4)]
+        return SimpleNamespace(read=lambda *_: rows, artifact=lambda _: config.name, stages={})
+
+    monkeypatch.setattr(bench_real, "run", run)
+    monkeypatch.setattr(bench_real, "perplexity", lambda folder, _: 11.0 if folder == "thorough" else 10.0)
+    file = tmp_path / "real.json"
+    assert main(["length", "form", "--folder", str(tmp_path), "--json", str(file)]) == 1
+    printed = capsys.readouterr()
+    assert "the disk is full" in printed.err
+    assert "+8.00 (+8.00 to +8.00)" in printed.out
+    written = json.loads(file.read_text())
+    assert set(written["counts"]) == {"thorough", "brief"}
+    fluent = {check["of"]: (check["found"][0], check["reached"]) for check in written["checks"][:2]}
+    assert fluent == {"thorough": (pytest.approx(0.1), False), "brief": (0.0, True)}
 
 
 def test_an_unknown_pair_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
