@@ -2,14 +2,14 @@
 
     make check-handover                                                    # in an environment of its own
     .venv-handover/bin/python scripts/check_handover.py FOLDER …           # of folders that were exported, too
-    .venv-handover/bin/python scripts/check_handover.py --nemo-rl FILE …   # and NeMo-RL's, by its example configurations
+    .venv-handover/bin/python scripts/check_handover.py --nemo-rl FILE …   # and NeMo-RL's, by its own examples
 
 The shell runs each script with a stand-in for `python3`, so what is parsed is what the shell makes of the script. verl
 composes its own configuration with the options, which refuses unknown ones, makes its dataclasses of it, and validates
 it. OpenRLHF's `train_ppo_ray.py` is run up to where it would train, without the libraries that it trains by. Of a
 folder that was exported, the packages read the prompts, too. Of NeMo-RL there is no package; its scripts are held
-against `ppo_math_1B.yaml`, `grpo_math_1B.yaml` and `grpo_rm_1B.yaml` from `examples/configs` of its repository, in which
-every option must be, as `++` would add one that nobody reads. Exits with 1 where anything is refused.
+against `ppo_math_1B.yaml`, `grpo_math_1B.yaml` and `grpo_rm_1B.yaml` of its `examples/configs`, in which every option
+must be, as `++` would add one that nobody reads. Exits with 1 where anything is refused.
 """
 
 import argparse

@@ -225,7 +225,7 @@ def _check_precision(launch: AccelerateSettings, content: Mapping[str, Any]) -> 
     precision = content.get("mixed_precision") or "no"  # YAML takes a bare `no` for false
     if _gpus() and precision not in ("no", "bf16"):
         raise ConfigurationError(
-            f"launch.config={launch.config}: has mixed_precision {precision}, and on GPUs the stages train in bfloat16; "
+            f"launch.config={launch.config}: has mixed_precision {precision}, and on GPUs stages train in bfloat16; "
             "write `mixed_precision: bf16` into it"
         )
 

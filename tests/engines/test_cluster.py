@@ -284,7 +284,9 @@ def test_an_engine_that_says_on_every_actor_why_it_cannot_go_on_is_believed(
     with pytest.raises(ModelError) as told:
         engine.complete([question("Well?")])
     assert str(told.value) == "on the node 10.0.0.1: the prompt has 9 tokens, and the model reads 8"
-    assert told.value.__notes__ == [f"{DEATHS} actors, one after the other, could not answer; what was answered is kept"]
+    assert told.value.__notes__ == [
+        f"{DEATHS} actors, one after the other, could not answer; what was answered is kept"
+    ]
 
 
 @pytest.mark.parametrize(("asked", "idle_s", "kept"), [(False, 6.0, False), (False, 4.0, True), (True, 6.0, True)])
