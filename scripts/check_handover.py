@@ -256,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--nemo-rl", nargs="+", default=[], type=Path, metavar="FILE", help="of its examples/configs")
     chosen = parser.parse_args(arguments)
     examples = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in chosen.nemo_rl}
-    frameworks: list[Framework] = [*CHECKED, *(["nemo-rl"] if examples else [])]
+    frameworks: tuple[Framework, ...] = (*CHECKED, "nemo-rl") if examples else CHECKED
     print(*(f"{name} {version(name)}" for name in CHECKED), *examples, sep=", ")
     failed = 0
     with tempfile.TemporaryDirectory() as folder:

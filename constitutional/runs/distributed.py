@@ -34,7 +34,7 @@ from constitutional.base.progress import Progress, counted
 from constitutional.engines.settings import Budget, HttpSettings, RayClusterSettings, VllmSettings
 from constitutional.engines.spending import Calls
 from constitutional.runs.context import RunStageContext
-from constitutional.runs.folder import RunStore
+from constitutional.runs.folder import RunStore, read_manifest
 from constitutional.runs.launch_settings import AccelerateSettings
 from constitutional.runs.manifest import Failure
 from constitutional.runs.outputs import CHECKPOINTS, LOCK, is_locked, now
@@ -452,8 +452,8 @@ def _request(run_folder: Path) -> TrainingRequest | None:
 
 def _failures(config: RunConfig, stages: list[str]) -> dict[str, Failure]:
     """Why stages ended on machine 0 without being done."""
-    with suppress(ConstitutionalError):
-        failures = RunStore.load(config.run_folder).manifest.failures
+    with suppress(RunError):  # there is no run yet
+        failures = read_manifest(config.run_folder).failures
         return {stage: failures[stage] for stage in stages if stage in failures}
     return {}
 
