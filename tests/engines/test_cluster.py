@@ -255,6 +255,16 @@ def test_idle_actors_end_while_nobody_asks_anything(ray: Ray) -> None:
     assert (engine.actors, ray.killed) == ([], 1)
 
 
+def test_an_actor_that_is_dead_with_several_chunks_left_behind_is_lost_once(ray: Ray) -> None:
+    engine = engine_on(opened())
+    assert engine.identity == "one"
+    (actor,) = engine.actors
+    actor.chunks = 2
+    engine._left = {Reference(Lost("the node is gone"), 0.0): chunk_of(actor) for _ in range(2)}
+    engine.take_left()
+    assert (engine.actors, engine._left, ray.killed) == ([], {}, 1)
+
+
 def chunk_of(actor: _Actor) -> _Chunk:
     chunk = _Chunk([(0,)], [question("given up")])
     chunk.actor = actor
