@@ -44,7 +44,8 @@ ROLES = [
 
 def settings(folder: Path, *overrides: str) -> RunConfig:
     """The function criticises, revises and labels; the sandbox's model draws what is compared and evaluated."""
-    return configured(folder, "until=evaluate", "evaluate.max_tokens=32", *ROLES, *overrides)
+    few = ("prompts.train=4", "evaluate.max_tokens=32")
+    return configured(folder, "until=evaluate", *few, *ROLES, *overrides)
 
 
 def stages(config: RunConfig) -> list[Stage]:
