@@ -2,11 +2,14 @@
 
     make check-handover                                                    # in an environment of its own
     .venv-handover/bin/python scripts/check_handover.py FOLDER …           # of folders that were exported, too
+    .venv-handover/bin/python scripts/check_handover.py --nemo-rl FILE …   # and NeMo-RL's, by its own examples
 
 The shell runs each script with a stand-in for `python3`, so what is parsed is what the shell makes of the script. verl
 composes its own configuration with the options, which refuses unknown ones, makes its dataclasses of it, and validates
 it. OpenRLHF's `train_ppo_ray.py` is run up to where it would train, without the libraries that it trains by. Of a
-folder that was exported, the packages read the prompts, too. Exits with 1 where anything is refused.
+folder that was exported, the packages read the prompts, too. Of NeMo-RL there is no package; its scripts are held
+against `ppo_math_1B.yaml`, `grpo_math_1B.yaml` and `grpo_rm_1B.yaml` of its `examples/configs`, in which every option
+must be, as `++` would add one that nobody reads. Exits with 1 where anything is refused.
 """
 
 import argparse
@@ -18,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from importlib import import_module
 from importlib.metadata import version
@@ -28,6 +31,8 @@ from itertools import product
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -48,14 +53,19 @@ PPO = Recipe(
 GRPO = Recipe(step=8, replies=8, passes=1, temperature=0.7, learning_rate=1e-6, kl=0.04)
 RECIPES: dict[Algorithm, Recipe] = {"ppo": PPO, "grpo": GRPO}
 CHECKED: tuple[Framework, ...] = ("verl", "openrlhf")
+REWARD_MODEL = "grpo_rm_1B.yaml"
+"""NeMo-RL's example with a reward model's environment, which makes the worker of a policy of it."""
+OF_THE_DATA_SET = {"data.train.data_path", "data.train.split_validation_size"}
+"""Arguments of NeMo-RL's `ResponseDataset`, which not every example has."""
 
 
 def typed(file: Path) -> list[str]:
-    """The words that a script gives to `python3`."""
+    """The words that a script gives to `python3` or `uv`."""
     with tempfile.TemporaryDirectory() as folder:
-        recorder = Path(folder) / "python3"
-        recorder.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
-        recorder.chmod(0o755)
+        for name in ("python3", "uv"):
+            recorder = Path(folder) / name
+            recorder.write_text('#!/bin/sh\nprintf "%s\\0" "$@"\n')
+            recorder.chmod(0o755)
         environment = {**os.environ, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
         told = subprocess.run(["/bin/sh", str(file)], env=environment, check=True, capture_output=True, text=True)
     return told.stdout.split("\0")[:-1]
@@ -140,6 +150,41 @@ def read_by_openrlhf(args: Any) -> int:  # noqa: ANN401
     return len(texts)
 
 
+def check_nemo_rl(words: Sequence[str], examples: Mapping[str, Any]) -> None:
+    """Find every option in the example configuration that the script names.
+
+    Args:
+        words: behind the program: `--config`, the configuration's place, and the options.
+        examples: the configurations by their files' names.
+
+    Raises:
+        LookupError: an example is not there, or options are in none.
+    """
+    _, place, *options = words
+    own, asked = (examples[name] for name in (Path(place).name, REWARD_MODEL))
+    names = [option.removeprefix("++").partition("=")[0] for option in options]
+    environment = "env.reward_model."
+    unknown = [
+        name
+        for name in names
+        if name not in OF_THE_DATA_SET
+        and not _has(own, name)
+        and not (name.startswith(environment) and _has(asked, name))
+        and not (name.startswith(environment) and _has(own, "policy." + name.removeprefix(environment)))
+    ]
+    if unknown:
+        raise LookupError(f"{place} has no {', '.join(unknown)}")
+
+
+def _has(content: Any, name: str) -> bool:  # noqa: ANN401 - YAML's
+    """Whether there is such a key, `a.b.c`, whatever its value."""
+    for part in name.split("."):
+        if not isinstance(content, dict) or part not in content:
+            return False
+        content = content[part]
+    return True
+
+
 @contextmanager
 def _without_trainers(place: Path) -> Iterator[None]:
     """Empty modules for what OpenRLHF's program trains by; its parser and `openrlhf.utils.config` stay its own."""
@@ -171,11 +216,14 @@ def _without_trainers(place: Path) -> Iterator[None]:
                 sys.modules[name] = kept
 
 
-def check(file: Path) -> str:
+def check(file: Path, examples: Mapping[str, Any]) -> str:
     """What its framework finds wrong with a script, or with the prompts beside it; empty where nothing is."""
     _, module, *options = typed(file)
     said = StringIO()
     try:
+        if module.startswith("examples/"):
+            check_nemo_rl(options, examples)
+            return ""
         with redirect_stdout(said), redirect_stderr(said):
             by_verl = module.startswith("verl.")
             parsed = check_verl(options) if by_verl else check_openrlhf(options)
@@ -188,9 +236,11 @@ def check(file: Path) -> str:
     return ""
 
 
-def made_up(folder: Path) -> Iterator[Path]:
-    """Scripts of every kind: for both frameworks and algorithms, with one reward model and with an ensemble."""
-    for framework, algorithm, members in product(CHECKED, ALGORITHMS, (1, 3)):
+def made_up(folder: Path, frameworks: Sequence[Framework]) -> Iterator[Path]:
+    """Scripts of every kind: for these frameworks, both algorithms, with one reward model and with an ensemble."""
+    for framework, algorithm, members in product(frameworks, ALGORITHMS, (1, 3)):
+        if framework == "nemo-rl" and members > 1:
+            continue  # which it does not ask
         file = folder / f"{framework} of {members}" / f"{algorithm}.sh"  # a space, as folders may have
         critic = file.parent / "reward_model" / ("" if members == 1 else "0")  # which verl looks into
         shutil.copytree(MODEL_FOLDER, critic, dirs_exist_ok=True)
@@ -203,13 +253,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Check, print a line for each script, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, metavar="FOLDER", help="of constitutional export --to verl …")
-    folders: list[Path] = parser.parse_args(arguments).folders
-    print(*(f"{name} {version(name)}" for name in CHECKED), sep=", ")
+    parser.add_argument("--nemo-rl", nargs="+", default=[], type=Path, metavar="FILE", help="of its examples/configs")
+    chosen = parser.parse_args(arguments)
+    examples = {file.name: yaml.safe_load(file.read_text(encoding="utf-8")) for file in chosen.nemo_rl}
+    frameworks: tuple[Framework, ...] = (*CHECKED, "nemo-rl") if examples else CHECKED
+    print(*(f"{name} {version(name)}" for name in CHECKED), *examples, sep=", ")
     failed = 0
     with tempfile.TemporaryDirectory() as folder:
-        files = [*made_up(Path(folder)), *(place / f"{name}.sh" for place in folders for name in ALGORITHMS)]
-        for file in files:
-            problem = check(file)
+        exported = [place / f"{name}.sh" for place in chosen.folders for name in ALGORITHMS]
+        for file in [*made_up(Path(folder), frameworks), *exported]:
+            problem = check(file, examples)
             failed += bool(problem)
             print(f"{file.parent.name}/{file.name}: {problem or 'accepted'}")
     return int(failed > 0)

@@ -109,6 +109,9 @@ class Cluster:
         self._engines: list[ClusterEngine] = []
         self._connected = self._closed = False
         self._looked_s = self._made_room_s = 0.0
+        self._over = threading.Event()
+        self._caretaker: threading.Thread | None = None
+        """Ends idle actors while nobody asks anything, as between stages."""
 
     def engine(self, engine: Engine, settings: NodeSettings) -> "ClusterEngine":
         """An engine of these settings that answers on the cluster.
@@ -124,6 +127,9 @@ class Cluster:
     def start(self, settings: NodeSettings, chunks: int, gpus: float) -> _Actor:
         """A new actor with an engine of these settings and so many GPUs, which waits until there is a place for it."""
         ray = self._connect()
+        if self._caretaker is None:
+            self._caretaker = threading.Thread(target=self._take_care, daemon=True)
+            self._caretaker.start()
         if isinstance(settings, ModelSettings) and (not gpus or settings.device.startswith("cuda")):
             # Without GPUs of its own an actor sees all of its node's; with some, it sees these alone.
             settings = settings.model_copy(update={"device": "cuda" if gpus else "cpu"})
@@ -201,6 +207,20 @@ class Cluster:
             engine.end(actor)
             self._made_room_s = now_s
 
+    def _take_care(self) -> None:
+        while not self._over.wait(LOOK_S):
+            self.end_idle()
+
+    def end_idle(self) -> None:
+        """End actors that have had nothing to do for long, unless somebody asks now, who looks after them himself."""
+        with self.lock:
+            now_s = time.monotonic()
+            if now_s - self._looked_s < ROOM_S:
+                return
+            for engine in self._engines:
+                engine.take_left()
+                engine.end_idle(now_s - self.settings.idle_s)
+
     def is_busy_beside(self, waiting: "ClusterEngine") -> bool:
         """Whether actors of another model are answering."""
         return any(actor.chunks for engine in self._engines if engine is not waiting for actor in engine.actors)
@@ -216,6 +236,9 @@ class Cluster:
         """End all actors, and leave the cluster for good."""
         with self.lock:
             self._closed = True
+        self._over.set()
+        if self._caretaker:
+            self._caretaker.join()
         self.release()
         if self._connected:
             import ray
@@ -253,8 +276,9 @@ class ClusterEngine(ForwardingEngine):
         """One after the other; those at about the same time, as of a node that is lost, are one."""
         self._failed_start_s = 0.0
         self._told = False
-        self._gpus = 0.0
-        """How many an actor takes, once that is known: it is no other when the last node with GPUs is lost."""
+        self._gpus: float | None = None
+        """How many an actor takes, once that is known: it is no other when the last node with GPUs is lost, nor when
+        the first one joins, as answers on GPUs are others."""
         self._left: dict[Any, _Chunk] = {}
         """Chunks whose sessions have ended, by the references of their answers."""
 
@@ -324,7 +348,8 @@ class ClusterEngine(ForwardingEngine):
         self.actors.append(self.cluster.start(self.settings, self.chunks, self._gpus_of_an_actor()))
 
     def _gpus_of_an_actor(self) -> float:
-        self._gpus = self._gpus or self.cluster.gpus(self.settings)
+        if self._gpus is None:
+            self._gpus = self.cluster.gpus(self.settings)
         return self._gpus
 
     def _await_starting(self) -> list[_Actor]:
@@ -462,17 +487,27 @@ class ClusterEngine(ForwardingEngine):
             "memory if it had too little; then type the same command"
         )
 
-    def gave_up(self, chunk: _Chunk, error: Exception) -> ModelError | None:
+    def gave_up(self, chunk: _Chunk, error: Exception) -> ConstitutionalError | None:
         """The error of a chunk with which too many actors have died; None if it can be asked again."""
         chunk.deaths += 1
         if chunk.deaths < DEATHS:
             return None
+        if isinstance(error, ModelError):  # of the engine itself, which knows better than we why it cannot go on
+            told = _from_node(error, chunk.actor.node)
+            told.add_note(f"{DEATHS} actors, one after the other, could not answer; what was answered is kept")
+            return told
         return self._no_accident(f"with the same {len(chunk.requests)} requests", error)
 
     def leave(self, chunks: dict[Any, _Chunk]) -> None:
         """Chunks that nobody awaits any more; their actors are taken until they are done."""
         with self.cluster.lock:
             self._left |= chunks
+
+    def take_left(self) -> None:
+        """Take note of chunks that nobody awaits and that have come; otherwise whoever asks next does so."""
+        for reference in _ready(list(self._left), 0):
+            if chunk := self._left.pop(reference, None):  # none of an actor that the one before tells to be dead
+                self._done(chunk, reference)
 
     def idle(self) -> list[_Actor]:
         """Actors with nothing to do, or with no place yet."""

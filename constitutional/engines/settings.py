@@ -277,8 +277,9 @@ class RayClusterSettings(Frozen):
     """Most actors of a model. One is started whenever requests wait and all others have enough to do; a cluster that
     scales by itself adds nodes for it."""
     gpus: Annotated[float | None, Field(ge=0)] = None
-    """GPUs of an actor. Null is `tensor_parallel` × `data_parallel` for vLLM and 1 for transformers, or 0 while the
-    cluster has no GPU; type it where GPUs come only when they are asked for. A function has none."""
+    """GPUs of an actor. Null is `tensor_parallel` × `data_parallel` for vLLM and 1 for transformers, or 0 where the
+    cluster has no GPU when the model is first asked; type it where GPUs come only when they are asked for. A function
+    has none."""
     cpus: Annotated[float, Field(gt=0)] = 1
     """CPU cores of an actor."""
     chunk: Annotated[int, Field(ge=1)] = 64

@@ -4,11 +4,12 @@ Every process runs the same stage over the same inputs (`distributed_child.py`);
 makes. Beside the stage's checkpoints they leave how they ended:
 
     .stages/sft-3f2a90c41b77d0e2/checkpoints/processes/
-    ├── request.json      what is to be trained, while it is
+    ├── request.json      what is to be trained, locked while it is
     ├── log_0.txt         what the processes of machine 0 and their libraries print
     └── end_1.json        what the process of rank 1 asked of models, or the error that it ended with
 """
 
+import fcntl
 import importlib.util
 import json
 import os
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,14 +28,15 @@ from pydantic import Field
 
 from constitutional.base import errors
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, RunError
-from constitutional.base.files import atomic_write
+from constitutional.base.files import atomic_write, writing
 from constitutional.base.frozen import Frozen
 from constitutional.base.progress import Progress, counted
-from constitutional.engines.settings import Budget, VllmSettings
+from constitutional.engines.settings import Budget, HttpSettings, RayClusterSettings, VllmSettings
 from constitutional.engines.spending import Calls
 from constitutional.runs.context import RunStageContext
-from constitutional.runs.folder import RunStore
+from constitutional.runs.folder import RunStore, read_manifest
 from constitutional.runs.launch_settings import AccelerateSettings
+from constitutional.runs.manifest import Failure
 from constitutional.runs.outputs import CHECKPOINTS, LOCK, is_locked, now
 from constitutional.runs.pipeline import Stage, outline, up_to
 from constitutional.runs.settings import RunConfig
@@ -49,9 +51,9 @@ SHARDING: Final = ("FSDP", "DEEPSPEED")
 PROCESSES: Final = f"{CHECKPOINTS}/processes"
 REQUEST: Final = "request.json"
 POLL_S: Final = 0.5
-WAIT_S: Final = 60.0
-"""So long another machine waits for a run to begin that is finished already: it may be about to be made anew."""
 """How often another machine looks whether there is something to train."""
+WAIT_S: Final = 60.0
+"""So long another machine waits for a run to begin that is finished or failed: it may be about to be made anew."""
 STOP_S: Final = 60.0
 """How long processes may take to stop."""
 _EXIT_CODE: Final = re.compile(r"exitcode\s*: (-\d+)")
@@ -117,6 +119,7 @@ def check(config: RunConfig) -> None:
         advice = "type pip install '.[zero3]', or launch=accelerate_fsdp2"
         raise ConfigurationError(f"launch.config={launch.config} needs DeepSpeed, which is not installed; {advice}")
     _check_sharding(launch, content)
+    _check_precision(launch, content)
     _check_algorithm(config)
     steps: dict[str, StepSettings] = {"sft": config.sft, "reward": config.reward}
     if not isinstance(config.algorithm, adopted.Settings):  # which was trained elsewhere
@@ -124,11 +127,12 @@ def check(config: RunConfig) -> None:
     for key, settings in steps.items():
         size, passes = settings.batch_size, settings.gradient_accumulation
         if shared(size, passes, total) is None:
-            fewer = max(number for number in range(1, total) if size * passes % number == 0)
+            each = (number for number in range(_processes(launch) - 1, 0, -1) if number * launch.machines > 1)
+            fewer = next((number for number in each if size * passes % (number * launch.machines) == 0), None)
             raise ConfigurationError(
                 f"{key}.batch_size={size} by {key}.gradient_accumulation={passes} are {size * passes} rows in a step, "
                 f"which {total} processes cannot have in equal parts; type {key}.batch_size={-(-size // total) * total}"
-                + (f", or launch.processes={fewer // launch.machines}" if fewer // launch.machines > 1 else "")
+                + (f", or launch.processes={fewer}" if fewer else "")
             )
 
 
@@ -150,6 +154,11 @@ def _check_algorithm(config: RunConfig) -> None:
         raise ConfigurationError(
             "the labeler's rewards are kept in one journal, which is for one machine at a time; train on one machine, "
             "or leave the reward `constitution` out of algorithm.rewards"
+        )
+    if isinstance(config.cluster, RayClusterSettings) and not isinstance(config.labeler, HttpSettings):
+        raise ConfigurationError(
+            "with cluster=ray every process of the training that the labeler rewards would join the cluster and start "
+            "actors of its own; type launch=here, or cluster=none, which changes no result, or labeler=http"
         )
     if isinstance(config.labeler, VllmSettings):
         raise ConfigurationError(
@@ -211,6 +220,16 @@ def _check_sharding(launch: AccelerateSettings, content: Mapping[str, Any]) -> N
             raise ConfigurationError(f"launch.config={launch.config}: write `{line}` into it, as {why}")
 
 
+def _check_precision(launch: AccelerateSettings, content: Mapping[str, Any]) -> None:
+    """Refuse a precision that the stages do not train in, which without a word they would train in bfloat16."""
+    precision = content.get("mixed_precision") or "no"  # YAML takes a bare `no` for false
+    if _gpus() and precision not in ("no", "bf16"):
+        raise ConfigurationError(
+            f"launch.config={launch.config}: has mixed_precision {precision}, and on GPUs stages train in bfloat16; "
+            "write `mixed_precision: bf16` into it"
+        )
+
+
 def _is_set(value: object) -> bool:
     """Whether a value of accelerate's configuration, which may be a text, is true."""
     return str(value).lower() in ("true", "1", "yes")
@@ -260,11 +279,8 @@ def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, pro
             f"  ppo draws replies, for which every process keeps all weights: launch.config={launch.config} is for the "
             "other stages"
         )
-    atomic_write(folder / REQUEST, request.model_dump_json(indent=2).encode())
-    try:
+    with _asked(folder / REQUEST, request):
         code = _launch(request, launch)
-    finally:
-        (folder / REQUEST).unlink(missing_ok=True)
     ends = {rank: end for rank in range(_processes(launch) * launch.machines) if (end := _end(folder, rank))}
     context.calls_elsewhere = Calls.of_roles(_by_role(ends.values()))
     if code:
@@ -273,6 +289,24 @@ def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, pro
     context.own_summary = SUMMARIES[stage.name].model_validate(first.summary)
     context.warnings += first.warnings
     context.written |= first.written
+
+
+@contextmanager
+def _asked(file: Path, request: TrainingRequest) -> Iterator[None]:
+    """Meanwhile the request is there, and this process has its lock, which nobody has once the process was killed."""
+    new = file.with_suffix(".new")
+    with ExitStack() as stack:
+        with writing(file):
+            locked = stack.enter_context(new.open("wb"))
+            fcntl.flock(locked, fcntl.LOCK_EX)
+            locked.write(request.model_dump_json(indent=2).encode())
+            locked.flush()
+            os.fsync(locked.fileno())  # other machines are to read it while it is open here
+            new.rename(file)
+        try:
+            yield
+        finally:
+            file.unlink(missing_ok=True)
 
 
 def _by_role(ends: Iterable[ProcessEnd]) -> dict[str, Calls]:
@@ -380,9 +414,11 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
     me = f"machine {launch.machine_rank} of {launch.machines}"
     progress.say(f"run {config.name}: waiting for machine 0 ({launch.main_address}) to train, as {me}")
     stages, seen = [stage.name for stage in up_to(config.until, outline(config))], ""
-    patient_until_s, begun = time.monotonic() + WAIT_S, False
+    patient_until_s, begun, before = time.monotonic() + WAIT_S, False, _failures(config, stages)
     while True:
-        begun = begun or is_locked(config.run_folder / LOCK)
+        held = is_locked(config.run_folder / LOCK)
+        begun = begun or held
+        impatient = not begun and time.monotonic() > patient_until_s
         request = _request(config.run_folder)
         if request is not None and request.start != seen:
             seen = request.start
@@ -391,25 +427,38 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
             if code:
                 log = request.folder / PROCESSES / f"log_{launch.machine_rank}.txt"
                 progress.say(f"{request.stage}: the processes here ended with exit code {code}; {log} says more")
-        elif (begun or time.monotonic() > patient_until_s) and (store := _finished(config, stages)):
-            progress.say(f"run {config.name} is done")
-            return store
+        elif not held and (begun or impatient):
+            if store := _finished(config, stages):
+                progress.say(f"run {config.name} is done")
+                return store
+            # One that was there when this machine began to wait may be about to be mended.
+            failures = _failures(config, stages)
+            for stage in [stage for stage in failures if impatient or failures[stage] != before.get(stage)]:
+                raise RunError(
+                    f"{stage}: failed on machine 0 ({failures[stage].host}): {failures[stage].message}; once that is "
+                    "mended, type the command on every machine again"
+                )
         time.sleep(POLL_S)
 
 
 def _request(run_folder: Path) -> TrainingRequest | None:
     """What machine 0 trains now; what it left where it was killed does not count."""
-    if not is_locked(run_folder / LOCK):
-        return None
     for file in run_folder.glob(f"*/{PROCESSES}/{REQUEST}"):
         with suppress(OSError, ValueError):
-            return TrainingRequest.model_validate_json(file.read_text(encoding="utf-8"))
+            if is_locked(file):
+                return TrainingRequest.model_validate_json(file.read_text(encoding="utf-8"))
     return None
 
 
+def _failures(config: RunConfig, stages: list[str]) -> dict[str, Failure]:
+    """Why stages ended on machine 0 without being done."""
+    with suppress(RunError):  # there is no run yet
+        failures = read_manifest(config.run_folder).failures
+        return {stage: failures[stage] for stage in stages if stage in failures}
+    return {}
+
+
 def _finished(config: RunConfig, stages: list[str]) -> RunStore | None:
-    if is_locked(config.run_folder / LOCK):
-        return None
     with suppress(ConstitutionalError):
         store = RunStore.load(config.run_folder)
         return store if all(name in store.stages for name in stages) else None

@@ -12,6 +12,7 @@
 Held-out prompts are not handed over: the policy that comes back is evaluated on them.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain
@@ -82,6 +83,7 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
     copy_model(store.artifact("sft_model"), folder / "sft_model")
     atomic_write(folder / "constitution.yaml", (store.folder / USED).read_bytes())
     material = Material(longest, config.sample_pairs.max_tokens, shifts[0], len(shifts))
+    replies = {algorithm: material._replace(reply=_reply(config, algorithm)) for algorithm in ALGORITHMS}
     preferences = Chosen(store.stream("preferences", Preference), FORMATS[to], "train")
     ending = FORMATS[to].endings[0]
     _write(folder / "data" / f"prompts{ending}", (_PROMPT_ROWS[to](prompt, digest) for prompt in prompts), digest)
@@ -90,7 +92,7 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
         atomic_write(folder / "reward.py", Path(reward_function.__file__).read_bytes())
     for algorithm in ALGORITHMS:
         about = f"{algorithm.upper()} by {VERSIONS[to]}, from the run {printable(store.folder.resolve().name)}."
-        words = commands.words(to, algorithm, _recipe(config, algorithm, len(prompts)), material)
+        words = commands.words(to, algorithm, _recipe(config, algorithm, len(prompts)), replies[algorithm])
         _write_script(folder / f"{algorithm}.sh", commands.script(about, words))
     notes = [*left_out, *preferences.notes(), *_other_rewards(config), *_other_settings(config)]
     if to == "openrlhf" and _goes_on(tokenizer):
@@ -200,6 +202,12 @@ def _recipe(config: RunConfig, algorithm: Algorithm, prompts: int) -> Recipe:
     )
 
 
+def _reply(config: RunConfig, algorithm: Algorithm) -> int:
+    """Most tokens in a reply: the run's own setting, where that is its algorithm, and else that of its pairs."""
+    own = ppo.Settings if algorithm == "ppo" else grpo.GrpoSettings
+    return config.algorithm.max_tokens if isinstance(config.algorithm, own) else config.sample_pairs.max_tokens
+
+
 def _step(wanted: int, prompts: int) -> int:
     """Prompts in a step: as many as are wanted or there are, by eights where it is eight or more."""
     most = min(wanted, prompts)
@@ -260,7 +268,8 @@ def _readme(
     store: RunStore, constitution: Constitution, to: Framework, material: Material, notes: Sequence[str]
 ) -> str:
     """What the folder is, what to type, and how the policy comes back."""
-    name, run = store.folder.resolve().name, printable(str(store.folder))
+    name = store.folder.resolve().name
+    typed = [shlex.quote(printable(word)) for word in (str(store.folder), f"name={name}-ppo")]
     where = ", in the folder of NeMo-RL and by the path of the scripts" if to == "nemo-rl" else ""
     checked = f"The options are of {VERSIONS[to]}"
     if to == "nemo-rl":
@@ -278,7 +287,7 @@ def _readme(
     text = _README.format(
         framework=VERSIONS[to].partition(" ")[0],
         name=name,
-        run=run,
+        adopt=" ".join(["constitutional adopt", typed[0], "THAT_FOLDER", typed[1]]),
         constitution=printable(" ".join(constitution.name.split())),
         digest=constitution.digest,
         where=where,
@@ -315,5 +324,5 @@ default, so look at precision, parallelism and batch sizes before a long trainin
 The policy comes out in {comes_back}. This evaluates it, on prompts that are not in this folder, and reports it as one
 of the run's own:
 
-    constitutional adopt {run} THAT_FOLDER name={name}-ppo
+    {adopt}
 {left_out}"""

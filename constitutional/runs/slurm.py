@@ -154,6 +154,8 @@ def _executor(settings: SlurmSettings, folder: Path, name: str) -> "Executor":
 def _submitted(executor: "Executor", work: Work, run: Path, output: str) -> "Job[JobEnd]":
     import submitit
 
+    # Of an earlier job, whose command was killed before it could read that the time was up.
+    (run / FOLDER / f"{output}{LATE}").unlink(missing_ok=True)
     try:
         with submitit.helpers.clean_env():  # the command may itself be in a job, whose variables sbatch would read
             return executor.submit(_stoppable, work, run, output)

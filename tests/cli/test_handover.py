@@ -209,14 +209,22 @@ def test_a_command_has_the_values_of_the_run_and_paths_in_the_folder(first: RunS
 
 def test_settings_of_the_algorithm_that_the_run_has_are_handed_over(tmp_path: Path) -> None:
     words = ("algorithm=ppo", "algorithm.learning_rate=0.002", "algorithm.kl_coef=0.3", "algorithm.episodes=16")
-    folder = exported(until_reward(tmp_path, *words), "openrlhf", tmp_path / "out")
+    runs = tmp_path / "my runs"
+    runs.mkdir()
+    store = until_reward(runs, *words, "algorithm.max_tokens=40", "sample_pairs.max_tokens=30")
+    folder = exported(store, "openrlhf", tmp_path / "out")
     ppo, grpo = options(folder / "ppo.sh"), options(folder / "grpo.sh")
     assert ppo["--actor.adam.lr"] == "0.002"
     assert ppo["--critic.adam.lr"] == "0.02"  # ten times as high
     assert (ppo["--algo.kl.init_coef"], ppo["--train.num_episodes"]) == ("0.3", "2")
     assert (grpo["--actor.adam.lr"], grpo["--algo.kl.init_coef"]) == ("1e-06", "0.04")
+    assert (ppo["--rollout.max_new_tokens"], grpo["--rollout.max_new_tokens"]) == ("40", "30")
+    assert int(ppo["--data.max_len"]) - int(grpo["--data.max_len"]) == 10
     assert ppo["--vllm.num_engines"] == "4"
-    assert "the penalty of 1 for a reply that is cut off" in (folder / CARD).read_text()
+    said = (folder / CARD).read_text()
+    (adopt,) = [line for line in said.splitlines() if line.startswith("    constitutional adopt ")]
+    assert shlex.split(adopt)[2:] == [str(store.folder), "THAT_FOLDER", "name=first-ppo"]
+    assert "the penalty of 1 for a reply that is cut off" in said
 
 
 def test_what_is_taken_off_for_disagreement_is_said_to_stay_behind(tmp_path: Path) -> None:

@@ -2,17 +2,17 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.errors import ConfigurationError, ConstitutionalError, ModelError
 from constitutional.base.records import Message
 from constitutional.engines import cluster
 from constitutional.engines.base import Completion, Request
-from constitutional.engines.cluster import DEATHS, Cluster, ClusterEngine
+from constitutional.engines.cluster import DEATHS, Cluster, ClusterEngine, _Actor, _Chunk
 from constitutional.engines.cluster_actor import Described, EngineActor, NodeSettings
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.settings import ModelSettings, RayClusterSettings, ScriptedSettings
@@ -81,8 +81,8 @@ class Ray:
             time.sleep(0.005)
 
     def get(self, reference: Reference) -> object:
-        if isinstance(reference.value, Exception):
-            raise reference.value
+        if isinstance(reference.value, Exception) and not isinstance(reference.value, ConstitutionalError):
+            raise reference.value  # what is wrong with an engine an actor returns
         return reference.value
 
     def kill(self, _handle: object) -> None:
@@ -90,16 +90,22 @@ class Ray:
 
 
 @pytest.fixture
-def ray(monkeypatch: pytest.MonkeyPatch) -> Ray:
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ray]:
     made = Ray()
     monkeypatch.setitem(sys.modules, "ray", made)
     monkeypatch.setattr(cluster, "find_spec", lambda _: made)
     monkeypatch.setattr(cluster, "LOOK_S", 0.01)
-    return made
+    yield made
+    while CLUSTERS:
+        CLUSTERS.pop().close()
+
+
+CLUSTERS = list[Cluster]()
 
 
 def opened(**own: float) -> Cluster:
-    return Cluster(RayClusterSettings.model_validate({"max_actors": 4, **own}), list[str]().append)
+    CLUSTERS.append(Cluster(RayClusterSettings.model_validate({"max_actors": 4, **own}), list[str]().append))
+    return CLUSTERS[-1]
 
 
 def engine_on(where: Cluster) -> ClusterEngine:
@@ -212,6 +218,85 @@ def test_where_one_actor_is_lost_busy_ones_are_asked_too_whether_they_are_there(
     engine.arrived([actor.starting for actor in engine.actors])  # both are
     assert not any(actor.starting for actor in engine.actors)
     assert ray.killed == 1
+
+
+def test_when_the_first_node_with_gpus_joins_later_actors_answer_on_what_the_first_did(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = opened().engine(ScriptedEngine(lambda _: "yes", "answer"), ModelSettings(path="somewhere"))
+    assert engine._gpus_of_an_actor() == 0
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"GPU": 1.0})
+    assert engine._gpus_of_an_actor() == 0
+
+
+def test_idle_actors_end_while_nobody_asks_anything(ray: Ray) -> None:
+    engine = engine_on(opened(idle_s=60))
+    engine.complete([question("first")])
+    where, (actor,) = engine.cluster, engine.actors
+    assert where._caretaker is not None
+    where._over.set()
+    where._caretaker.join()  # here the test looks after the actors, and no thread
+    actor.idle_since_s -= 59.0
+    where._looked_s = time.monotonic() - 7.0
+    where.end_idle()
+    assert engine.actors == [actor]  # not for long enough
+    actor.idle_since_s -= 2.0
+    where._looked_s = time.monotonic()
+    where.end_idle()
+    assert engine.actors == [actor]  # somebody asks just now, and another model's requests may be the next
+    actor.chunks, where._looked_s = 1, where._looked_s - 7.0
+    where.end_idle()
+    assert engine.actors == [actor]  # it answers what a session gave up
+    engine._left = {Reference([None], 0.0): chunk_of(actor)}
+    where.end_idle()
+    assert (engine.actors, actor.chunks) == ([actor], 0)  # it has just done so
+    actor.idle_since_s -= 61.0
+    where.end_idle()
+    assert (engine.actors, ray.killed) == ([], 1)
+
+
+def test_an_actor_that_is_dead_with_several_chunks_left_behind_is_lost_once(ray: Ray) -> None:
+    engine = engine_on(opened())
+    assert engine.identity == "one"
+    (actor,) = engine.actors
+    actor.chunks = 2
+    engine._left = {Reference(Lost("the node is gone"), 0.0): chunk_of(actor) for _ in range(2)}
+    engine.take_left()
+    assert (engine.actors, engine._left, ray.killed) == ([], {}, 1)
+
+
+def chunk_of(actor: _Actor) -> _Chunk:
+    chunk = _Chunk([(0,)], [question("given up")])
+    chunk.actor = actor
+    return chunk
+
+
+def test_a_thread_ends_idle_actors_until_the_cluster_is_left(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ROOM_S", 0.02)
+    engine = engine_on(opened(idle_s=0.05))
+    engine.complete([question("first")])
+    end_s = time.monotonic() + 60
+    while engine.actors:
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+    assert ray.killed == 1
+    thread = engine.cluster._caretaker
+    engine.cluster.close()
+    assert thread is not None
+    assert not thread.is_alive()
+
+
+def test_an_engine_that_says_on_every_actor_why_it_cannot_go_on_is_believed(
+    ray: Ray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "answers", lambda _: ModelError("the prompt has 9 tokens, and the model reads 8"))
+    engine = engine_on(opened())
+    with pytest.raises(ModelError) as told:
+        engine.complete([question("Well?")])
+    assert str(told.value) == "on the node 10.0.0.1: the prompt has 9 tokens, and the model reads 8"
+    assert told.value.__notes__ == [
+        f"{DEATHS} actors, one after the other, could not answer; what was answered is kept"
+    ]
 
 
 @pytest.mark.parametrize(("asked", "idle_s", "kept"), [(False, 6.0, False), (False, 4.0, True), (True, 6.0, True)])

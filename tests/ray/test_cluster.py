@@ -281,6 +281,44 @@ def test_gpus_are_those_that_the_engine_needs(opened: Opened, monkeypatch: pytes
     assert [typed.gpus(settings) for settings in models] == [0.5, 0, 0.5, 0]
 
 
+PLACED = """
+import time
+import ray
+from constitutional.engines.cluster import Cluster
+from constitutional.engines.settings import RayClusterSettings
+from tests.ray.test_cluster import FUNCTION, Models, engine_of, question, session_of, within
+ray.init(address="local", num_cpus=8, num_gpus=2, include_dashboard=False, log_to_driver=False)
+cluster = Cluster(RayClusterSettings(max_actors=3, chunk=1), print)
+cluster.gpus = lambda settings: 1.0  # which a function does not want by itself
+engine = cluster.engine(engine_of(FUNCTION, Models()), FUNCTION)
+session = session_of(engine, [question(f"{number} <wait 0.05>") for number in range(1000)])
+ready = lambda: [actor for actor in engine.actors if actor.node]
+within(120, lambda: session.collect(0.1) is None or len(ready()) == 2)
+end_s = time.monotonic() + 3
+while time.monotonic() < end_s:
+    session.collect(0.1)
+print(len(engine.actors), len(ready()), cluster.free().partition(",")[0])
+first, waiting = ready()[0], next(actor for actor in engine.actors if not actor.node)
+engine.end(first)
+within(60, lambda: session.collect(0.1) is None or waiting.node)
+print(len(ready()))
+session.close()
+cluster.close()
+"""
+
+
+def test_actors_are_placed_by_gpus_and_one_too_many_waits(tmp_path: Path) -> None:
+    """Ray's GPUs are numbers that a node is started with; there is none in this machine."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "RAY_USAGE_STATS_ENABLED": "0"}
+    environment |= {"TESTS_LOG": str(tmp_path / "asked.jsonl"), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
+    ended = subprocess.run(
+        [sys.executable, "-c", PLACED], env=environment, check=False, capture_output=True, text=True, timeout=240
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert [line for line in ended.stdout.splitlines() if line[:1].isdigit()] == ["3 2 0 GPU", "2"]
+
+
 def test_a_head_that_is_not_there_is_told_at_once() -> None:
     program = (
         "from constitutional.engines.cluster import Cluster\n"

@@ -21,9 +21,22 @@ from constitutional.base.progress import Progress
 from constitutional.engines.spending import Calls
 from constitutional.runs import distributed
 from constitutional.runs.compose import compose
-from constitutional.runs.distributed import CONFIGS, ProcessEnd, _end, _failure, check, leave_end
+from constitutional.runs.distributed import (
+    CONFIGS,
+    PROCESSES,
+    REQUEST,
+    ProcessEnd,
+    TrainingRequest,
+    _asked,
+    _end,
+    _failure,
+    _request,
+    check,
+    leave_end,
+)
 from constitutional.runs.folder import RunStore
 from constitutional.runs.former import changes
+from constitutional.runs.outputs import LOCK, take_lock
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import fingerprint_of, run
 from constitutional.runs.settings import RunConfig
@@ -266,6 +279,52 @@ def test_another_machine_does_not_take_an_earlier_run_for_the_one_that_it_waits_
     assert time.monotonic() - began_s >= 0.05
 
 
+def test_what_a_killed_machine_0_was_training_is_not_taken_for_what_another_trains_now(tmp_path: Path) -> None:
+    file = tmp_path / "03_sft" / PROCESSES / REQUEST
+    file.parent.mkdir(parents=True)
+    request = TrainingRequest(
+        start="now", run_folder=tmp_path, stage="sft", fingerprint="f", needs={}, files={}, folder=file.parents[2]
+    )
+    with _asked(file, request):
+        assert _request(tmp_path) == request
+        left = file.read_bytes()
+    assert not file.exists()
+    file.write_bytes(left)  # as a kill leaves it
+    lock = take_lock(tmp_path / LOCK)  # of the command that was typed again
+    assert _request(tmp_path) is None
+    assert lock is not None
+    lock.close()
+
+
+def test_another_machine_ends_where_machine_0_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    there = ("launch=accelerate", "launch.processes=1", "launch.machines=2", "launch.main_address=127.0.0.1")
+    config = compose(["name=first", f"folder={tmp_path}", *there, "launch.machine_rank=1"])
+
+    def fail(message: str) -> None:
+        with RunStore.open(config.run_folder, "{}") as store:
+            store.fail("sft", message)
+
+    held = iter([False, False, True])
+
+    def locked(_lock: Path) -> bool:
+        if now := next(held, False):
+            fail("out of memory")
+        return now
+
+    fail("the day before")
+    monkeypatch.setattr(distributed, "is_locked", locked)
+    monkeypatch.setattr(distributed, "POLL_S", 0.01)
+    told = r"^sft: failed on machine 0 \(\S+\): {}; once that is mended, type the command on every machine again$"
+    with pytest.raises(RunError, match=told.format("out of memory")):
+        distributed.join(config, Progress(StringIO()))
+    monkeypatch.setattr(distributed, "WAIT_S", 0.05)
+    fail("before machine 1 came")
+    began_s = time.monotonic()
+    with pytest.raises(RunError, match=told.format("before machine 1 came")):
+        distributed.join(config, Progress(StringIO()))
+    assert time.monotonic() - began_s >= 0.05
+
+
 # --- What is refused before anything is asked ---
 
 
@@ -287,6 +346,17 @@ REFUSED = {
         *("launch.processes=2", "algorithm=ppo", "algorithm.rewards=[{kind: constitution}]"),
         *("launch.machines=2", "launch.main_address=10.0.0.1"),
     ): r"kept in one journal, which is for one machine at a time; train on one machine",
+    (
+        *("launch.processes=2", "algorithm=ppo", "algorithm.rewards=[{kind: constitution}]"),
+        "cluster=ray",
+    ): r"every process of the training that the labeler rewards would join .*; type launch=here, or cluster=none",
+    # Of 10 rows in a step five processes could have equal parts, and two machines cannot start five.
+    (
+        *("launch.processes=4", "launch.machines=2", "launch.main_address=10.0.0.1", "sft.batch_size=10"),
+    ): r"which 8 processes cannot have in equal parts; type sft\.batch_size=16, or launch\.processes=1$",
+    (
+        *("launch.processes=4", "launch.machines=3", "launch.main_address=10.0.0.1"),
+    ): r"^sft\.batch_size=16 .* 12 processes cannot have in equal parts; type sft\.batch_size=24$",
 }
 
 
@@ -328,6 +398,23 @@ def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     with pytest.raises(ConfigurationError, match=r"more than the 2 GPUs of this machine.*launch\.processes=2$"):
         check(compose(["launch=accelerate", "launch.processes=4"]))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "precision", "refused"), [(2, "fp16", True), (2, "'no'", False), (2, "no", False), (0, "fp16", False)]
+)
+def test_a_precision_that_no_stage_trains_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, precision: str, refused: bool
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"distributed_type: MULTI_GPU\nmixed_precision: {precision}\n")
+    config = compose(["launch=accelerate", "launch.processes=2", f"launch.config={file}"])
+    if not refused:
+        check(config)
+        return
+    with pytest.raises(ConfigurationError, match=r"mixed_precision fp16, .* write `mixed_precision: bf16` into it$"):
+        check(config)
 
 
 def test_zero3_needs_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:

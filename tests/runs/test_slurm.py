@@ -214,6 +214,15 @@ class TestSlurm:
         with pytest.raises(RunError, match=r"once, as job 1 \(OUT_OF_MEMORY\); .* a larger launch.mem_gb"):
             told.have(jobs.waits, mode)
 
+    def test_an_earlier_jobs_lack_of_time_is_not_the_next_ones_reason(
+        self, told: Told, mode: Mode, tmp_path: Path
+    ) -> None:
+        (told.folder / FOLDER).mkdir()
+        (told.folder / FOLDER / f"{OUTPUT}.late").touch()  # as a job leaves it whose command was killed
+        when(told.folder / "began", lambda: end(tmp_path / "cluster/jobs/1", "OUT_OF_MEMORY"))
+        with pytest.raises(RunError, match=r"as job 1 \(OUT_OF_MEMORY\)"):
+            told.have(jobs.waits, mode)
+
     def test_the_next_command_waits_for_the_job_of_one_that_was_killed(self, told: Told, mode: Mode) -> None:
         waiting = told.folder / FOLDER / f"{OUTPUT}.job"
         program = (
