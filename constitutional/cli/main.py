@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Say what the test-bed's model takes each principle to mean, and how sure it is.",
     )
     understand.add_argument("texts", nargs="*", metavar="TEXT", help="a principle, in your own words")
-    forms = "one a line, a JSON list (.json), or YAML with 'principles:' (.yaml)"
+    forms = "one a line (a comment behind #), a JSON list (.json), or YAML with 'principles:' (.yaml)"
     understand.add_argument("--file", type=Path, help=f"read principles from here: {forms}")
     understand.add_argument("--json", action="store_true", help="print a JSON list instead of text")
     understand.set_defaults(run=_understand)
@@ -447,9 +447,9 @@ def _understand(arguments: argparse.Namespace) -> None:
         warnings = doubts(understanding) if understanding else [TOO_LONG]
         fields = understanding._asdict() if understanding else dict.fromkeys(Understanding._fields)
         rows.append({**fields, "text": text, "warnings": warnings})
-        paragraphs.append(
-            "\n  ".join([printable(text), _meaning(understanding), *(f"warning: {words}" for words in warnings)])
-        )
+        given = [f"given as: {understanding.given}"] if understanding and understanding.given else []
+        told = [f"warning: {words}" for words in warnings]
+        paragraphs.append("\n  ".join([printable(text), _meaning(understanding), *given, *told]))
     print(json.dumps(rows, indent=2, ensure_ascii=False) if arguments.json else "\n\n".join(paragraphs))
 
 

@@ -28,6 +28,8 @@ _NO_TEXT = {
     b"PK\x03\x04": "an archive, such as a Word document; save it as text",
 }
 """What some files begin with that hold text and are none, and what to do."""
+_COMMENT = re.compile(r"\s*#(?!\d)")
+"""What a line of a plain file begins with that is none of its principles; `#1 rule:` is no comment."""
 _BETWEEN_ITEMS = " \t\r\n,"
 _ID_WORDS = 6
 _ID_LENGTH = 48
@@ -40,7 +42,8 @@ def read_principles(path: Path) -> list[str]:
 
     `.json`: a list of texts or of objects with a `text`. `.yaml` and `.yml`: a `principles:` list of the same. `.md`:
     headings and list items, as `read_markdown` has it. Any other ending: one principle a line, without the mark of a
-    list's item (`- `, `1. `), leaving out empty lines and those that start with `#`.
+    list's item (`- `, `1. `), leaving out empty lines and those that start with `#`, unless
+    a number follows (`#1 rule: …`).
     """
     content = read_text(path)
     ending = unpacked(path).suffix.lower()
@@ -53,7 +56,7 @@ def read_principles(path: Path) -> list[str]:
         entries = ((block.line, block.text) for block in read_markdown(content).principles)
     else:
         lines = enumerate(content.split("\n"), start=1)
-        written = ((number, line) for number, line in lines if line.strip() and not line.lstrip().startswith("#"))
+        written = ((number, line) for number, line in lines if line.strip() and not _COMMENT.match(line))
         entries = ((number, ITEM_MARK.sub("", line)) for number, line in written)
     try:
         principles = [_checked(value, path, number) for number, value in entries]

@@ -333,19 +333,25 @@ def _tags_against(principle: Principle, understanding: Understanding) -> list[st
     if (understanding.trait, understanding.direction) in UNKNOWN and {understanding.trait, "seek"} <= tags.keys():
         return []  # of which the reading says that it has no effect
     if family is None:
-        return _unknown_traits(tags)
+        return _unknown_traits(tags, _meaning(understanding))
     if family == (understanding.trait, understanding.direction):
         return []
     trait, direction = family
     return [f"it is read as '{_meaning(understanding)}', but its tags say '{direction} {trait.replace('_', ' ')}'"]
 
 
-def _unknown_traits(tags: Mapping[str, str]) -> list[str]:
-    """Tags that were meant as a trait but name none: near one, or beside `avoid` or `seek` without any."""
-    if only := [tag for tag in tags if tag in ONLY_AVOIDED and "seek" in tags]:
-        return [f"its tags say to seek '{only[0]}', but the sandbox's model knows no principle that asks for it"]
-    if tags.keys() & set(TRAITS):
-        return []
+def _unknown_traits(tags: Mapping[str, str], meaning: str) -> list[str]:
+    """Tags that were meant as a trait, or as its direction, but name none: near one, or beside the other alone."""
+    read = f"; it is read as '{meaning}'"
+    if only := [tag for tag in tags if tag in ONLY_AVOIDED and tags.keys() & set(get_args(Direction)) == {"seek"}]:
+        knows = "but the sandbox's model knows no principle that asks for it"
+        return [f"its tags say to seek '{tags[only[0]]}', {knows}{read}"]
+    if known := tags.keys() & set(TRAITS):
+        if set(get_args(Direction)) <= tags.keys():
+            return [f"its tags say both to avoid and to seek '{tags[min(known)]}'{read}"]
+        others = [tag for tag in tags if tag not in (*known, *get_args(Direction))]
+        near = [(tag, like[0]) for tag in others if (like := get_close_matches(tag, get_args(Direction), n=1))]
+        return [f"its tag '{tags[tag]}' is no direction; did you mean '{like}'?{read[1:]}" for tag, like in near[:1]]
     others = [tag for tag in tags if tag not in get_args(Direction)]
     for tag in others:
         if near := get_close_matches(tag, TRAITS, n=1, cutoff=0.8):
@@ -365,7 +371,7 @@ def _other_words_against(understanding: Understanding, other: Understanding) -> 
 
 def _principles_against(principle: Principle, understanding: Understanding, first: dict[str, str]) -> list[str]:
     """Whether a principle before this one is read as the opposite; `first` has the first principle of a meaning."""
-    if understanding.trait == "nothing":
+    if (understanding.trait, understanding.direction) not in FAMILIES:
         return []
     meaning = _meaning(understanding)
     first.setdefault(meaning, principle.id)

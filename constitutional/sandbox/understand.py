@@ -34,7 +34,7 @@ from constitutional.sandbox.principles import (
 )
 from constitutional.sandbox.teacher import FAMILIES, MEANINGS, NOTHING, UNKNOWN, Direction, restate
 from constitutional.sandbox.topics import load_text
-from constitutional.sandbox.world import CONCEPTS, TRAITS
+from constitutional.sandbox.world import CONCEPTS
 
 Meaning = tuple[str, Direction]
 """A trait, and whether it is to be avoided or sought."""
@@ -335,6 +335,8 @@ def doubts(understanding: Understanding) -> list[str]:
     if understanding.asks_two is None:
         return _doubts_of_the_model_alone(understanding)
     sentences = []
+    if len(understanding.text) > reader.MOST_CHARACTERS:
+        sentences.append(f"only its first {reader.MOST_CHARACTERS} characters are read; shorten it")
     if understanding.trait == NOTHING[0]:
         sentences.append(_no_request(understanding))
     elif (understanding.trait, understanding.direction) in UNKNOWN:
@@ -343,8 +345,6 @@ def doubts(understanding: Understanding) -> list[str]:
         sentences.append(_two_wishes(understanding))
     elif understanding.asks_two or not _is_sure(understanding):  # one word may mean two things
         sentences.append(_unsure(understanding))
-    if len(understanding.text) > reader.MOST_CHARACTERS:
-        sentences.append(f"only its first {reader.MOST_CHARACTERS} characters are read; shorten it")
     return sentences
 
 
@@ -360,8 +360,8 @@ def _is_sure(understanding: Understanding) -> bool:
 
 def _no_request(understanding: Understanding) -> str:
     """That it has no effect; where that is not sure, what it may mean."""
-    known = ", ".join(trait.replace("_", " ") for trait in TRAITS)
-    maybe = "" if _is_sure(understanding) else f"; it may also mean: {_next(understanding)}"
+    known = ", ".join(CONCEPTS.values())
+    maybe = "" if _is_sure(understanding) else _maybe(understanding)
     return (
         f"the model finds nothing in it about the traits that it knows, so it has no effect{maybe}; reword it as a "
         f"short command about one of them ({known})"
@@ -373,26 +373,33 @@ def _never_sought(understanding: Understanding) -> str:
     if understanding.asks_two and _JOINT.search(understanding.text):
         other = f"; it also asks for another thing: {_next(understanding)}; write a principle for that"
     else:
-        maybe = "" if _is_sure(understanding) else f"; it may also mean: {_next(understanding)}"
+        maybe = "" if _is_sure(understanding) else _maybe(understanding)
         other = f"{maybe}; leave it out, or reword it if it means something else"
     what = CONCEPTS[understanding.trait]
     return f"it asks for {what}, which the model can only be told to avoid, so it has no effect{other}"
 
 
 def _unsure(understanding: Understanding) -> str:
-    twice = any(negations(part) > 1 for part in _PARTS.split(understanding.text))
+    twice = any(negations(part) > 1 for part in _PARTS.split(understanding.text[: reader.MOST_CHARACTERS]))
     advice = "; say it without a double negation" if twice else ""
-    return f"the model is unsure; it may also mean: {_next(understanding)}{advice}"
+    return f"the model is unsure{_maybe(understanding)}{advice}"
+
+
+def _maybe(understanding: Understanding) -> str:
+    """What a text may also mean; empty where that is no more probable than a rounded 0%."""
+    return f"; it may also mean: {_next(understanding)}" if understanding.runner_up_probability >= 0.005 else ""
 
 
 def _next(understanding: Understanding) -> str:
-    return f"{understanding.runner_up.replace('_', ' ')} ({percent(understanding.runner_up_probability)})"
+    other = understanding.runner_up.replace("_", " ")
+    other = "nothing in particular" if other == NOTHING[0] else other
+    return f"{other} ({percent(understanding.runner_up_probability)})"
 
 
 def _two_wishes(understanding: Understanding) -> str:
     """That a principle asks for two things, and where it may be split."""
     meaning = in_short(understanding.trait, understanding.direction).replace("_", " ")
-    what = f"it asks for two things, and the model reads it as one: {meaning}"
+    what = f"it asks for two things or more, and the model reads it as one: {meaning}"
     if understanding.halves:
         first, second = (" ".join(half.split()) for half in understanding.halves)
         return f'{what}; split it: "{first}" and "{second}"'

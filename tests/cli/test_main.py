@@ -67,6 +67,7 @@ def test_unknown_words_and_doubt_are_pointed_out(model: FakeModel, capsys: pytes
         runner_up_probability=0.29,
         unknown_words=["eschew", "toadies"],
     )
+    model.replies["Be blunt."] = FakeUnderstanding("Be blunt.", given="Avoid agreement with false claims.")
     assert cli.main(["sandbox", "understand", "Eschew toadies.", "Be blunt."]) == 0
     assert capsys.readouterr().out.splitlines() == [
         "Eschew toadies.",
@@ -76,6 +77,7 @@ def test_unknown_words_and_doubt_are_pointed_out(model: FakeModel, capsys: pytes
         "",
         "Be blunt.",
         "  means: avoid sycophantic agreement (98%)",
+        "  given as: Avoid agreement with false claims.",
     ]
 
 

@@ -99,7 +99,10 @@ def test_every_principle_has_a_meaning_with_its_probability(reader: Reader) -> N
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("flattry", "avoid"), "mean 'flattery'"),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("hedgeing",), "mean 'hedging'"),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "avoid"), "traits are"),
-        ("Mind it.", ("rudeness", "avoid", 0.9), ("rudeness", "seek"), "seek 'rudeness'"),
+        ("Mind it.", ("rudeness", "avoid", 0.9), ("Rudeness", "seek"), "seek 'Rudeness', but"),
+        ("Mind it.", ("rudeness", "avoid", 0.9), ("rudeness", "seek"), "; it is read as 'avoid rudeness'"),
+        ("Mind it.", ("flattery", "seek", 0.9), ("flattery", "avod"), "'avod' is no direction; did you mean 'avoid'?"),
+        ("Mind it.", ("flattery", "seek", 0.9), ("flattery", "Seek", "avoid"), "both to avoid and to seek 'flattery'"),
         ("Be rude.", ("rudeness", "seek", 0.99), ("rudeness", "seek"), "can only be told to avoid"),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "verbosity"), None),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "safety"), None),
@@ -115,6 +118,13 @@ def test_a_doubtful_meaning_is_warned_of(
     assert warning is None or warning in meaning.warnings[0]
     assert len(meaning.warnings) == (warning is not None)
     assert len(lines([meaning])) == 1 + len(meaning.warnings)
+
+
+def test_what_has_no_effect_is_no_opposite_of_another_principle(reader: Reader) -> None:
+    reader.read = {"Be polite.": ("rudeness", "avoid", 0.99), "Be rude.": ("rudeness", "seek", 0.99)}
+    rude, polite = (Principle(id=text[3:7], text=text) for text in ("Be rude.", "Be polite."))
+    first, second = sandbox_meanings(constitution(rude, polite))
+    assert [len(first.warnings), len(second.warnings)] == [1, 0]
 
 
 def test_unknown_words_are_warned_of(reader: Reader) -> None:

@@ -303,10 +303,15 @@ def test_a_text_that_cannot_be_cut_may_mean_two_things_and_asks_for_one(monkeypa
         assert doubt.endswith("write a principle for each")
 
 
+def test_what_may_be_nothing_is_said_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    (doubt,) = doubts(read_as_scored(monkeypatch, "Be dry.", scored(avoid_flattery=28.0, avoid_nothing=10.0)))
+    assert doubt.startswith("the model is unsure; it may also mean: nothing in particular (")
+
+
 def test_a_text_about_nothing_that_is_known_says_what_is(monkeypatch: pytest.MonkeyPatch) -> None:
     (sure,) = doubts(read_as_scored(monkeypatch, "Answer in French.", scored(avoid_nothing=1000.0)))
     assert sure.startswith("the model finds nothing in it about the traits that it knows, so it has no effect; reword")
-    assert "hedging, verbosity, clarifying question, " in sure
+    assert "hedging, verbosity, clarifying questions, " in sure
     (unsure,) = doubts(read_as_scored(monkeypatch, "Answer.", scored(avoid_nothing=28.0, avoid_refusal=4.0)))
     assert "so it has no effect; it may also mean: avoid refusal (" in unsure
 
@@ -319,6 +324,9 @@ def test_what_can_only_be_avoided_has_no_effect_where_it_is_sought(monkeypatch: 
     assert doubts(rude) == [f"{what}; {rest}"]
     unsure = read_as_scored(monkeypatch, "Be rude?", scored(seek_rudeness=28.0, avoid_rudeness=4.0))  # 28 of 52
     assert doubts(unsure) == [f"{what}; it may also mean: avoid rudeness (7%); {rest}"]
+    surely = scored(seek_rudeness=4000.0)  # of 4020: all else is 0%
+    doubting = PLAIN._replace(sure_from=1.0)
+    assert doubts(read_as_scored(monkeypatch, "Be rude!", surely, doubting)) == [f"{what}; {rest}"]
     both = scored(two=0.9, seek_rudeness=48.0, avoid_verbosity=38.0)  # of 105
     (doubt,) = doubts(read_as_scored(monkeypatch, "Be rude and brief.", both))
     assert doubt.startswith(f"{what}; it also asks for another thing: avoid verbosity (")
@@ -362,7 +370,7 @@ def test_two_wishes_are_told_apart_and_split(monkeypatch: pytest.MonkeyPatch) ->
     assert split[:2] == ("No sugar", "Keep it short please.")
     assert split.probability == pytest.approx((90 + 1) / (90 + 20) * (95 + 1) / (95 + 20))  # to avoid it or to seek it
     understood = understand_one(text)
-    what = "it asks for two things, and the model reads it as one: avoid flattery"
+    what = "it asks for two things or more, and the model reads it as one: avoid flattery"
     assert doubts(understood) == [f'{what}; split it: "No sugar" and "Keep it short please."']
     assert understood.runner_up == "avoid verbosity"  # and not the opposite of the first wish
     # Of two places the one whose parts are surest: 31 / 50 of the other's first part are less than 91 / 110
@@ -382,7 +390,7 @@ def test_parts_that_say_something_else_than_the_whole_are_no_advice(monkeypatch:
     turned = scored(two=0.9, avoid_flattery=50.0, avoid_moralizing=40.0, seek_moralizing=30.0)
     monkeypatch.setattr(reader, "read", lambda texts, *_: [parts.get(text, turned) for text in texts])
     assert doubts(understand_one(text)) == [
-        "it asks for two things, and the model reads it as one: avoid flattery; write a principle for each"
+        "it asks for two things or more, and the model reads it as one: avoid flattery; write a principle for each"
     ]
     same = scored(two=0.9, avoid_flattery=50.0, avoid_moralizing=30.0, seek_moralizing=40.0)
     parts |= {"Lecture them.": parts["lecture them."]}
@@ -428,7 +436,7 @@ def test_what_stands_beyond_the_encoder_s_reach_is_said(monkeypatch: pytest.Monk
     long = "They are nice. " * 31 + "Not sweet. Be nice."
     assert (len(long), "Not sweet." in long[:480]) == (484, True)
     warning = "only its first 480 characters are read; shorten it"
-    assert warning in doubts(understand_one(long))
+    assert doubts(understand_one(long))[0] == warning
     assert max(map(len, asked[1:])) < 480
     assert warning not in doubts(understand_one(long[4:]))
 
