@@ -350,8 +350,8 @@ def _unknown_traits(tags: Mapping[str, str], meaning: str) -> list[str]:
         if set(get_args(Direction)) <= tags.keys():
             return [f"its tags say both to avoid and to seek '{tags[min(known)]}'{read}"]
         others = [tag for tag in tags if tag not in (*known, *get_args(Direction))]
-        near = [(tag, like[0]) for tag in others if (like := get_close_matches(tag, get_args(Direction), n=1))]
-        return [f"its tag '{tags[tag]}' is no direction; did you mean '{like}'?{read[1:]}" for tag, like in near[:1]]
+        slips = [(tag, like[0]) for tag in others if (like := get_close_matches(tag, get_args(Direction), n=1))]
+        return [f"its tag '{tags[tag]}' is no direction; did you mean '{like}'?{read[1:]}" for tag, like in slips[:1]]
     others = [tag for tag in tags if tag not in get_args(Direction)]
     for tag in others:
         if near := get_close_matches(tag, TRAITS, n=1, cutoff=0.8):
