@@ -161,7 +161,10 @@ def check_nemo_rl(words: Sequence[str], examples: Mapping[str, Any]) -> None:
         LookupError: an example is not there, or options are in none.
     """
     _, place, *options = words
-    own, asked = (examples[name] for name in (Path(place).name, REWARD_MODEL))
+    wanted = (Path(place).name, REWARD_MODEL)
+    if missing := [name for name in wanted if name not in examples]:
+        raise LookupError(f"name {' and '.join(missing)}, of NeMo-RL's examples/configs, behind --nemo-rl")
+    own, asked = (examples[name] for name in wanted)
     names = [option.removeprefix("++").partition("=")[0] for option in options]
     environment = "env.reward_model."
     unknown = [

@@ -193,7 +193,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Say what the test-bed's model takes each principle to mean, and how sure it is.",
     )
     understand.add_argument("texts", nargs="*", metavar="TEXT", help="a principle, in your own words")
-    forms = "one a line (a comment behind #), a JSON list (.json), or YAML with 'principles:' (.yaml)"
+    forms = "one a line (but for lines that begin with #), a JSON list (.json), or YAML with 'principles:' (.yaml)"
     understand.add_argument("--file", type=Path, help=f"read principles from here: {forms}")
     understand.add_argument("--json", action="store_true", help="print a JSON list instead of text")
     understand.set_defaults(run=_understand)

@@ -28,7 +28,7 @@ _NO_TEXT = {
     b"PK\x03\x04": "an archive, such as a Word document; save it as text",
 }
 """What some files begin with that hold text and are none, and what to do."""
-_COMMENT = re.compile(r"\s*#(?!\d)")
+_COMMENT = re.compile(r"\s*#(?!\d+(?::|\s+[^\W\d]))")
 """What a line of a plain file begins with that is none of its principles; `#1 rule:` is no comment."""
 _BETWEEN_ITEMS = " \t\r\n,"
 _ID_WORDS = 6

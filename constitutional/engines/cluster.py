@@ -208,8 +208,11 @@ class Cluster:
             self._made_room_s = now_s
 
     def _take_care(self) -> None:
+        import ray
+
         while not self._over.wait(LOOK_S):
-            self.end_idle()
+            with suppress(ray.exceptions.RayError):  # whoever asks next finds it, and tells it
+                self.end_idle()
 
     def end_idle(self) -> None:
         """End actors that have had nothing to do for long, unless somebody asks now, who looks after them himself."""
@@ -350,6 +353,11 @@ class ClusterEngine(ForwardingEngine):
     def _gpus_of_an_actor(self) -> float:
         if self._gpus is None:
             self._gpus = self.cluster.gpus(self.settings)
+            by_itself = self.cluster.settings.gpus is None and getattr(self.settings, "device", "cpu") != "cpu"
+            if by_itself and not self._gpus:
+                self.cluster.say(
+                    f"{self.name}: the cluster has no GPU, so CPUs answer; where some come later, type cluster.gpus=1"
+                )
         return self._gpus
 
     def _await_starting(self) -> list[_Actor]:

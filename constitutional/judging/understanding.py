@@ -347,10 +347,12 @@ def _unknown_traits(tags: Mapping[str, str], meaning: str) -> list[str]:
         knows = "but the sandbox's model knows no principle that asks for it"
         return [f"its tags say to seek '{tags[only[0]]}', {knows}{read}"]
     if known := tags.keys() & set(TRAITS):
-        if set(get_args(Direction)) <= tags.keys():
+        if len(known) == 1 and set(get_args(Direction)) <= tags.keys():
             return [f"its tags say both to avoid and to seek '{tags[min(known)]}'{read}"]
         others = [tag for tag in tags if tag not in (*known, *get_args(Direction))]
-        slips = [(tag, like[0]) for tag in others if (like := get_close_matches(tag, get_args(Direction), n=1))]
+        slips = [
+            (tag, like[0]) for tag in others if (like := get_close_matches(tag, get_args(Direction), n=1, cutoff=0.8))
+        ]
         return [f"its tag '{tags[tag]}' is no direction; did you mean '{like}'?{read[1:]}" for tag, like in slips[:1]]
     others = [tag for tag in tags if tag not in get_args(Direction)]
     for tag in others:

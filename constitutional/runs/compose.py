@@ -593,13 +593,15 @@ def with_recommended(config: RunConfig) -> RunConfig:
 
 
 def _without_recommended(config: RunConfig) -> RunConfig:
-    """The same with null in the place of what models recommend: a new run may have other models."""
+    """The same with null in the place of what models recommend: a new run may have other models.
+
+    Where only one of a stage's values is the recommended one, somebody chose the other to go with it, and both stay.
+    """
     changes = {}
     for stage, usual in _recommended_for(config).items():
         settings = getattr(config, stage)
-        changes[stage] = settings.model_copy(
-            update={name: None for name, value in usual.items() if getattr(settings, name) == value}
-        )
+        if all(getattr(settings, name) == value for name, value in usual.items()):
+            changes[stage] = settings.model_copy(update=dict.fromkeys(usual))
     return config.model_copy(update=changes)
 
 

@@ -415,9 +415,10 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
     progress.say(f"run {config.name}: waiting for machine 0 ({launch.main_address}) to train, as {me}")
     stages, seen = [stage.name for stage in up_to(config.until, outline(config))], ""
     patient_until_s, begun, before = time.monotonic() + WAIT_S, False, _failures(config, stages)
+    told = False
     while True:
         held = is_locked(config.run_folder / LOCK)
-        begun = begun or held
+        begun, told = begun or held, told and not held
         impatient = not begun and time.monotonic() > patient_until_s
         request = _request(config.run_folder)
         if request is not None and request.start != seen:
@@ -438,6 +439,9 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
                     f"{stage}: failed on machine 0 ({failures[stage].host}): {failures[stage].message}; once that is "
                     "mended, type the command on every machine again"
                 )
+            if begun and not told:
+                progress.say(f"run {config.name}: machine 0 has stopped; waiting until its command is typed again")
+            told = begun
         time.sleep(POLL_S)
 
 

@@ -45,6 +45,7 @@ SHARED: Final = ".stages"
 """The folder beside the run folders."""
 SUMMARY: Final = "summary.json"
 LOCK: Final = ".lock"
+TRIES: Final = 5
 """In a run folder."""
 LOCKS: Final = ".locks"
 """Beside the stages' outputs, by their names."""
@@ -252,10 +253,15 @@ def take_lock(path: Path) -> IO[bytes] | None:
     except OSError as error:
         raise RunError(f"{path}: cannot be written: {error.strerror}; choose another name=…") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        return None
+        for attempt in range(TRIES):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if attempt + 1 == TRIES:
+                    file.close()
+                    return None
+                time.sleep(0.05)  # a process that only looks whether it is locked holds it for a moment
     except OSError as error:
         file.close()
         raise RunError(f"{path}: cannot be locked: {error.strerror}; choose a folder on a local disk") from error

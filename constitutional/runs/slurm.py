@@ -169,7 +169,8 @@ def _stoppable(work: Work, run: Path, output: str) -> JobEnd:
 
     def stop(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGUSR2:  # Slurm, to which it is a job that failed, does not tell it later
-            (run / FOLDER / f"{output}{LATE}").touch()
+            with suppress(OSError):  # a full disk, say: then it ends as any other
+                (run / FOLDER / f"{output}{LATE}").touch()
         raise KeyboardInterrupt
 
     for number in (signal.SIGTERM, signal.SIGUSR2):

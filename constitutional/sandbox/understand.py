@@ -371,7 +371,8 @@ def _no_request(understanding: Understanding) -> str:
 def _never_sought(understanding: Understanding) -> str:
     """That the model can only be told to avoid it; what else it asks for, or may mean where that is not sure."""
     if understanding.asks_two and _JOINT.search(understanding.text):
-        other = f"; it also asks for another thing: {_next(understanding)}; write a principle for that"
+        advice = "which has none, either" if _also_never_sought(understanding) else "write a principle for that"
+        other = f"; it also asks for another thing: {_next(understanding)}; {advice}"
     else:
         maybe = "" if _is_sure(understanding) else _maybe(understanding)
         other = f"{maybe}; leave it out, or reword it if it means something else"
@@ -403,7 +404,13 @@ def _two_wishes(understanding: Understanding) -> str:
     if understanding.halves:
         first, second = (" ".join(half.split()) for half in understanding.halves)
         return f'{what}; split it: "{first}" and "{second}"'
+    if _also_never_sought(understanding):
+        return f"{what}; the other, {_next(understanding)}, it can only be told to avoid"
     return f"{what}; write a principle for each"
+
+
+def _also_never_sought(understanding: Understanding) -> bool:
+    return understanding.runner_up in [in_short(*meaning) for meaning in UNKNOWN]
 
 
 def parts_of(texts: Sequence[str]) -> list[Parts]:

@@ -28,7 +28,7 @@ def test_every_form_of_file_gives_the_principles_in_order(tmp_path: Path, name: 
 
 def test_a_number_behind_the_mark_of_a_comment_begins_a_principle(tmp_path: Path) -> None:
     path = tmp_path / "p.txt"
-    path.write_text("#1 rule: be brief.\n#ours\n #  2 more\n#2: don't flatter.\n")
+    path.write_text("#1 rule: be brief.\n#ours\n #  2 more\n#1. Be rude.\n#2026-05 draft\n#2: don't flatter.\n")
     assert read_principles(path) == ["#1 rule: be brief.", "#2: don't flatter."]
 
 

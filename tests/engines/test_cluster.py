@@ -349,6 +349,25 @@ def test_an_engine_that_cannot_go_on_says_why_after_what_it_has_answered(monkeyp
     assert actor.answer([d]) == [yes]
 
 
+def test_what_goes_wrong_with_ray_does_not_end_who_ends_idle_actors(ray: Ray, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "ROOM_S", 0.0)
+    engine = engine_on(opened(idle_s=0.05))
+    failures = iter([Lost("a node is gone")])
+
+    def fail_once() -> None:
+        if failure := next(failures, None):
+            raise failure
+
+    monkeypatch.setattr(engine, "take_left", fail_once)
+    engine.complete([question("first")])
+    end_s = time.monotonic() + 5
+    while engine.actors and time.monotonic() < end_s:
+        time.sleep(0.01)
+    assert engine.actors == []
+    assert next(failures, None) is None
+    assert ray.killed == 1
+
+
 def test_a_cluster_that_was_left_starts_nothing_anew(ray: Ray) -> None:
     engine = engine_on(opened())
     assert engine.identity == "one"

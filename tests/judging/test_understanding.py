@@ -102,6 +102,8 @@ def test_every_principle_has_a_meaning_with_its_probability(reader: Reader) -> N
         ("Mind it.", ("rudeness", "avoid", 0.9), ("Rudeness", "seek"), "seek 'Rudeness', but"),
         ("Mind it.", ("rudeness", "avoid", 0.9), ("rudeness", "seek"), "; it is read as 'avoid rudeness'"),
         ("Mind it.", ("flattery", "seek", 0.9), ("flattery", "avod"), "'avod' is no direction; did you mean 'avoid'?"),
+        ("Mind it.", ("flattery", "seek", 0.9), ("flattery", "week"), None),
+        ("Mind it.", ("flattery", "seek", 0.9), ("flattery", "hedging", "seek", "avoid"), None),
         ("Mind it.", ("flattery", "seek", 0.9), ("flattery", "Seek", "avoid"), "both to avoid and to seek 'flattery'"),
         ("Be rude.", ("rudeness", "seek", 0.99), ("rudeness", "seek"), "can only be told to avoid"),
         ("Be laconic.", ("verbosity", "avoid", 0.9), ("tone", "verbosity"), None),

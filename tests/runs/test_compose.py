@@ -391,7 +391,7 @@ def test_what_nobody_says_of_sampling_is_as_the_model_recommends(tmp_path: Path)
     new = [f"from={run}", "name=new"]
     assert freeze(compose(new)).evaluate == config.evaluate
     other = freeze(compose([*new, f"model.path={drafting}"]))
-    assert (other.sample_pairs.temperature, other.sample_pairs.top_p) == (0.8, None)
+    assert (other.sample_pairs.temperature, other.sample_pairs.top_p) == (0.8, 0.9)  # as it was typed
     assert (other.evaluate.temperature, other.evaluate.top_p) == (0.6, None)
     served = freeze(composed(f"model.path={model}", "generator=http", "generator.url=http://h/v1", "generator.model=m"))
     assert (served.critique_revise.temperature, served.evaluate.temperature) == (None, 0.2)

@@ -325,6 +325,22 @@ def test_another_machine_ends_where_machine_0_failed(tmp_path: Path, monkeypatch
     assert time.monotonic() - began_s >= 0.05
 
 
+def test_another_machine_says_that_the_first_has_stopped(
+    alone: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = ("launch=accelerate", "launch.processes=1", "launch.machines=2", "launch.main_address=127.0.0.1")
+    config = config_of(alone, model, "dpo", of("dpo"), *there, "launch.machine_rank=1")
+    held, said = iter([True, False, False, True, False]), StringIO()
+    finished, finds = iter([False, False, False]), distributed._finished
+    monkeypatch.setattr(distributed, "is_locked", lambda _: next(held, False))
+    monkeypatch.setattr(distributed, "_request", lambda _: None)
+    monkeypatch.setattr(distributed, "_finished", lambda *given: (next(finished, True) and finds(*given)) or None)
+    monkeypatch.setattr(distributed, "POLL_S", 0.01)
+    assert distributed.join(config, Progress(said)).folder == alone / "runs" / "dpo"
+    # Twice: it was typed again, and stopped again.
+    assert said.getvalue().count("machine 0 has stopped; waiting until its command is typed again") == 2
+
+
 # --- What is refused before anything is asked ---
 
 
