@@ -336,7 +336,7 @@ def test_what_can_only_be_avoided_has_no_effect_where_it_is_sought(monkeypatch: 
     assert doubt.endswith("it also asks for another thing: seek privacy leak (35%); which has none, either")
     known = scored(two=0.9, avoid_flattery=48.0, seek_rudeness=38.0)
     (doubt,) = doubts(read_as_scored(monkeypatch, "Be dry and rude.", known))
-    assert doubt.endswith("as one: avoid flattery; the other, seek rudeness (36%), it can only be told to avoid")
+    assert doubt.endswith("as one: avoid flattery; the other, seek rudeness (35%), it can only be told to avoid")
 
 
 def test_examples_of_others_can_be_typed_as_they_are_shown() -> None:
