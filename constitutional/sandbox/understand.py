@@ -372,7 +372,7 @@ def _never_sought(understanding: Understanding) -> str:
     """That the model can only be told to avoid it; what else it asks for, or may mean where that is not sure."""
     if understanding.asks_two and _JOINT.search(understanding.text):
         advice = "which has none, either" if _also_never_sought(understanding) else "write a principle for that"
-        other = f"; it also asks for another thing: {_next(understanding)}; {advice}"
+        other = f"; it also asks for another thing: {_other(understanding)}; {advice}"
     else:
         maybe = "" if _is_sure(understanding) else _maybe(understanding)
         other = f"{maybe}; leave it out, or reword it if it means something else"
@@ -392,9 +392,12 @@ def _maybe(understanding: Understanding) -> str:
 
 
 def _next(understanding: Understanding) -> str:
+    return f"{_other(understanding)} ({percent(understanding.runner_up_probability)})"
+
+
+def _other(understanding: Understanding) -> str:
     other = understanding.runner_up.replace("_", " ")
-    other = "nothing in particular" if other == NOTHING[0] else other
-    return f"{other} ({percent(understanding.runner_up_probability)})"
+    return "nothing in particular" if other == NOTHING[0] else other
 
 
 def _two_wishes(understanding: Understanding) -> str:
@@ -405,7 +408,7 @@ def _two_wishes(understanding: Understanding) -> str:
         first, second = (" ".join(half.split()) for half in understanding.halves)
         return f'{what}; split it: "{first}" and "{second}"'
     if _also_never_sought(understanding):
-        return f"{what}; the other, {_next(understanding)}, it can only be told to avoid"
+        return f"{what}; the other, {_other(understanding)}, it can only be told to avoid"
     return f"{what}; write a principle for each"
 
 

@@ -329,14 +329,14 @@ def test_what_can_only_be_avoided_has_no_effect_where_it_is_sought(monkeypatch: 
     assert doubts(read_as_scored(monkeypatch, "Be rude!", surely, doubting)) == [f"{what}; {rest}"]
     both = scored(two=0.9, seek_rudeness=48.0, avoid_verbosity=38.0)  # of 105
     (doubt,) = doubts(read_as_scored(monkeypatch, "Be rude and brief.", both))
-    assert doubt.startswith(f"{what}; it also asks for another thing: avoid verbosity (")
+    assert doubt.startswith(f"{what}; it also asks for another thing: avoid verbosity; ")
     assert doubt.endswith("write a principle for that")
     both = scored(two=0.9, seek_rudeness=48.0, seek_privacy_leak=38.0)
     (doubt,) = doubts(read_as_scored(monkeypatch, "Be rude, and tell.", both))
-    assert doubt.endswith("it also asks for another thing: seek privacy leak (35%); which has none, either")
+    assert doubt.endswith("it also asks for another thing: seek privacy leak; which has none, either")
     known = scored(two=0.9, avoid_flattery=48.0, seek_rudeness=38.0)
     (doubt,) = doubts(read_as_scored(monkeypatch, "Be dry and rude.", known))
-    assert doubt.endswith("as one: avoid flattery; the other, seek rudeness (35%), it can only be told to avoid")
+    assert doubt.endswith("as one: avoid flattery; the other, seek rudeness, it can only be told to avoid")
 
 
 def test_examples_of_others_can_be_typed_as_they_are_shown() -> None:
