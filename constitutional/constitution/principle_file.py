@@ -42,8 +42,8 @@ def read_principles(path: Path) -> list[str]:
 
     `.json`: a list of texts or of objects with a `text`. `.yaml` and `.yml`: a `principles:` list of the same. `.md`:
     headings and list items, as `read_markdown` has it. Any other ending: one principle a line, without the mark of a
-    list's item (`- `, `1. `), leaving out empty lines and those that start with `#`, unless
-    a number follows (`#1 rule: …`).
+    list's item (`- `, `1. `), leaving out empty lines and those that start with `#`. A
+    principle may begin with a number behind it, and a word or a colon: `#1 rule: …`.
     """
     content = read_text(path)
     ending = unpacked(path).suffix.lower()

@@ -513,9 +513,7 @@ class ClusterEngine(ForwardingEngine):
 
     def take_left(self) -> None:
         """Take note of chunks that nobody awaits and that have come; otherwise whoever asks next does so."""
-        for reference in _ready(list(self._left), 0):
-            if chunk := self._left.pop(reference, None):  # none of an actor that the one before tells to be dead
-                self._done(chunk, reference)
+        self.arrived(_ready(list(self._left), 0))
 
     def idle(self) -> list[_Actor]:
         """Actors with nothing to do, or with no place yet."""

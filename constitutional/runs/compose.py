@@ -610,13 +610,11 @@ def _recommended_for(config: RunConfig) -> dict[str, dict[str, float]]:
     generator = role_settings(config.generator, config.model)
     drafting = generator if isinstance(generator, ModelSettings | VllmSettings) else None
     models = {"critique_revise": drafting, "sample_pairs": config.model, "evaluate": config.model}
-    found = {
-        stage: (recommended(model.path, model.revision) if model and model.path else None) or Recommended()
-        for stage, model in models.items()
-    }
-    return {
-        stage: {name: value for name, value in usual._asdict().items() if value != 1} for stage, usual in found.items()
-    }
+    found = {}
+    for stage, model in models.items():
+        usual = (recommended(model.path, model.revision) if model and model.path else None) or Recommended()
+        found[stage] = {name: value for name, value in usual._asdict().items() if value != 1}
+    return found
 
 
 def _absolute(value: Any) -> Any:  # noqa: ANN401 - settings of any shape

@@ -236,8 +236,8 @@ class RunContext:
 
     def opened(self, settings: EngineSettings) -> Engine:
         """The model itself, without the journal; opened once."""
-        if self.on_cluster(settings):  # where roles with budgets of their own share a model's actors
-            settings = settings.model_copy(update={"budget": Budget()} if hasattr(settings, "budget") else {})
+        if self.on_cluster(settings) and hasattr(settings, "budget"):  # roles with their own share a model's actors
+            settings = settings.model_copy(update={"budget": Budget()})
         if settings not in self._opened:
             self._opened[settings] = self._opener(settings)
         return self._opened[settings]

@@ -45,8 +45,9 @@ SHARED: Final = ".stages"
 """The folder beside the run folders."""
 SUMMARY: Final = "summary.json"
 LOCK: Final = ".lock"
-TRIES: Final = 5
 """In a run folder."""
+TRIES: Final = 5
+"""How often to try to take a lock, in a fifth of a second."""
 LOCKS: Final = ".locks"
 """Beside the stages' outputs, by their names."""
 CHECKPOINTS: Final = "checkpoints"
