@@ -84,7 +84,7 @@ def test_all_stages_run_to_a_report_with_dpo(folder: Path) -> None:
 
 
 def test_all_stages_run_to_a_report_with_ppo(folder: Path) -> None:
-    words = ["name=ppo", "algorithm=ppo_smollm2", "algorithm.episodes=16", "algorithm.gradient_accumulation=2"]
+    words = ["name=ppo", "algorithm=ppo_smollm2", "algorithm.episodes=8", "algorithm.gradient_accumulation=1"]
     store = run(compose(settings(folder, *words, "algorithm.max_tokens=32", "evaluate.gold_replies=4")))
     assert store.stages["sft"].fingerprint == RunStore.load(folder / "runs" / "dpo").stages["sft"].fingerprint
     ended(store, folder / "runs" / "ppo")
