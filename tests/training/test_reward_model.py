@@ -40,7 +40,7 @@ PAIRS = [
     }
     for number in range(2)
 ]
-UNKNOWN = {
+UNKNOWN: dict[str, dict[str, Any]] = {
     "Granite": {},
     "Cohere": {},
     "Olmoe": {"num_experts": 4, "num_experts_per_tok": 2},
