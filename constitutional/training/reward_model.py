@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
@@ -163,7 +163,9 @@ def make_scorer_known(config: "PretrainedConfig") -> None:
     ours, theirs = ({key: w.shape for key, w in model.base_model.state_dict().items()} for model in (scorer, policy))
     if ours != theirs:
         raise _no_scorer(config, name, f"its weights would have other names than those of {type(policy).__name__}")
-    if "past_key_values" not in inspect.signature(scorer.base_model.forward).parameters:
+    returned = inspect.signature(scorer.base_model.forward).return_annotation  # one class, or a union with tuple
+    kinds = get_args(returned) or (returned,)
+    if not any("past_key_values" in getattr(kind, "__dataclass_fields__", ()) for kind in kinds):
         raise _no_scorer(config, name, "it keeps no keys and values, with which transformers' reward heads go")
     KNOWN._extra_content[type(config)] = made  # noqa: SLF001 - `register` passes over transformers' own architectures
 

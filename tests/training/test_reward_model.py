@@ -121,12 +121,15 @@ def test_a_critic_is_made_of_a_policy_whose_architecture_has_no_class_for_it(tmp
     assert made(ids).logits.tolist() == [[0.0]]
 
 
-def test_an_architecture_that_no_reward_head_goes_with_is_refused_before_anything_is_asked(tmp_path: Path) -> None:
-    folder = language_model(tmp_path, "Mamba", state_size=4)
+@pytest.mark.parametrize(("name", "sizes"), [("Mamba", {"state_size": 4}), ("RecurrentGemma", {"lru_width": 16})])
+def test_an_architecture_that_no_reward_head_goes_with_is_refused_before_anything_is_asked(
+    tmp_path: Path, name: str, sizes: dict[str, int]
+) -> None:
+    folder = language_model(tmp_path, name, **sizes)
     preflight_folder(folder)  # a run that ends before the reward model can use it
-    with pytest.raises(ModelError, match=r"no MambaForSequenceClassification.*keeps no keys and values.*until=mix"):
+    with pytest.raises(ModelError, match=rf"no {name}ForSequenceClassification.*keeps no keys and values.*until=mix"):
         preflight_folder(folder, scorer=True)
-    with pytest.raises(ModelError, match="no MambaForSequenceClassification"):
+    with pytest.raises(ModelError, match=f"no {name}ForSequenceClassification"):
         load_reward_model(folder, new_head=True)
 
 
