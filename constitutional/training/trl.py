@@ -31,7 +31,7 @@ from constitutional.training.tracking import NOT_TRACKED, Tracking
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
-    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 
 A = TypeVar("A")
 
@@ -310,12 +310,31 @@ def fit(
     trainer.add_callback(_log_callback(log, label, task, tracking, alike, in_shards=in_shards))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and not in_shards and _is_last(checkpoint):
+        # Of a part of an epoch transformers would make another step before it looks how many there are to be.
+        trainer.state = _state_of(checkpoint)
+        trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001 - without a step there is no other way
+        _kept_lines(log, trainer.state.global_step)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not in_shards:  # of shards nobody has a whole weight; what they come to is checked as it is saved
         check_finite(_trained(trainer.model), label, trainer.state.global_step)
         check_moved(before, _trained(trainer.model), label, trainer.state.global_step)
     rows: Any = trainer.train_dataset
     return Fitted(trainer.state.global_step, len(rows))
+
+
+def _state_of(checkpoint: Path) -> "TrainerState":
+    from transformers import TrainerState
+
+    state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state
+
+
+def _is_last(checkpoint: Path) -> bool:
+    """Whether all steps of a training were made when this was saved."""
+    state = _state_of(checkpoint)
+    return state.global_step >= state.max_steps
 
 
 def _trained(model: Any) -> "list[torch.Tensor]":  # noqa: ANN401
