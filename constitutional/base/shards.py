@@ -31,6 +31,8 @@ from typing import (
     get_origin,
 )
 
+from pydantic_core import from_json
+
 from constitutional.base.errors import RunError
 from constitutional.base.files import read_rows, sync_folder, write_rows, writing
 
@@ -309,6 +311,8 @@ def find(
 
 def rows_with(rows: RowStream[R], kind: type[R], field: str, texts: Collection[str]) -> Iterator[R]:
     """The rows of which a field, or the id, is one of these texts as a shard has it; no objects are made of others."""
+    if not texts:
+        return
     if isinstance(rows, Shards):
         import pyarrow as pa
         from pyarrow import compute
@@ -361,6 +365,14 @@ def _table(kind: "type[Record]", rows: Sequence[Row]) -> Any:  # noqa: ANN401
 def _plain(types: Mapping[str, Type], dumped: Mapping[str, Any]) -> dict[str, Any]:
     """Fields as a shard has them, from plain values."""
     return {name: json_text(value) if types[name] == "json" else value for name, value in dumped.items()}
+
+
+def json_of(text: str) -> Any:  # noqa: ANN401 - whatever it says
+    """What a text of JSON says, for a third of the time that `json` takes."""
+    try:
+        return from_json(text)
+    except TypeError:  # half a surrogate pair is no text to it
+        return json.loads(text)
 
 
 json_text: Final = json.JSONEncoder(ensure_ascii=False).encode

@@ -21,7 +21,17 @@ from constitutional.base.records import (
     Sample,
     Verdict,
 )
-from constitutional.base.shards import Shards, column_of, count_of, find, is_sharded, read_artifact, write_artifact
+from constitutional.base.shards import (
+    Shards,
+    column_of,
+    count_of,
+    find,
+    is_sharded,
+    json_of,
+    json_text,
+    read_artifact,
+    write_artifact,
+)
 
 ODD = 'a "quote"\n\\ and \u2028 é 中 \U0001f600'
 PROMPT = Prompt(messages=(Message("user", ODD), Message("assistant", "", extra='{"tool_calls": []}')), info={"k": "v"})
@@ -171,3 +181,10 @@ def test_rows_are_found_by_a_column_with_their_place(tmp_path: Path) -> None:
         {"id": pairs[number].id, **pairs[number].model_dump(mode="json")} for number in (1, 4, 6)
     ]
     assert list(find(path, Comparison, ("chosen",), compute.is_valid)) == []
+
+
+@pytest.mark.parametrize(
+    "value", ['é 中 \U0001f600 \u2028 \\ " \n\x00', "half a pair \ud800", [0.1 + 0.2, 1e-9, 5e-324, None, {}]]
+)
+def test_what_a_column_of_json_says_is_what_was_written(value: object) -> None:
+    assert json_of(json_text(value)) == value
