@@ -200,3 +200,11 @@ def test_a_text_that_was_cut_off_keeps_its_whole_sentences(cut: str, kept: str) 
 )
 def test_a_reply_that_was_cut_off_is_shortened_behind_its_thoughts(cut: str, kept: str) -> None:
     assert shortened(cut) == kept
+
+
+def test_texts_that_end_alike_are_told_apart_by_what_comes_before() -> None:
+    assert same_text("It is so. ", " It \t is\nso.")
+    assert not same_text("It is so.", "Is it so.")
+    assert not same_text("so.", "It is so.")
+    assert same_text("", " \n")
+    assert not same_text("", "so.")
