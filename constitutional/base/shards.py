@@ -91,7 +91,7 @@ Row: TypeAlias = "Record | PlainRow[Any] | PlainRows[Any]"
 """What is written: a row, or some at once."""
 
 
-def one_by_one(rows: Iterable[Row]) -> "Iterator[Record | PlainRow[Any]]":
+def one_by_one(rows: Iterable[R | PlainRow[R] | PlainRows[R]]) -> Iterator[R | PlainRow[R]]:
     """The rows, those too that come some at once."""
     for some in rows:
         if isinstance(some, PlainRows):

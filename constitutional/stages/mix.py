@@ -528,19 +528,6 @@ def _about(comparisons: RowStream[Comparison], verdicts: Sequence[Verdict], audi
     return [verdict for verdict in verdicts if verdict.comparison in differing and verdict.gold is None]
 
 
-def _by_ai(label: _Label, settings: Settings, counts: Counter[str]) -> float | None:
-    """The labeler's soft label; None where it makes no preference."""
-    counts["judgements unreadable"] += label.unreadable
-    if math.isnan(label.p_a):
-        counts[f"comparisons {'unreadable' if label.unreadable else 'not judged'}"] += 1
-        return None
-    if not is_decided(label.p_a, settings.margin):
-        counts[f"comparisons undecided, {'position conflict' if label.conflict else 'near a half'}"] += 1
-        return None
-    counts["comparisons decided"] += 1
-    return label.p_a
-
-
 def _by_people(
     pair: _Pair,
     verdicts: Sequence[Verdict],
