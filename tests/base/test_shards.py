@@ -22,6 +22,8 @@ from constitutional.base.records import (
     Verdict,
 )
 from constitutional.base.shards import (
+    PlainRow,
+    PlainRows,
     Shards,
     column_of,
     count_of,
@@ -188,3 +190,21 @@ def test_rows_are_found_by_a_column_with_their_place(tmp_path: Path) -> None:
 )
 def test_what_a_column_of_json_says_is_what_was_written(value: object) -> None:
     assert json_of(json_text(value)) == value
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.usefixtures("small")
+def test_rows_that_come_some_at_once_are_written_like_those_that_come_one_by_one(tmp_path: Path, count: int) -> None:
+    rows = [Comparison(prompt=PROMPT, a=ODD, b=str(number), model="m") for number in range(count + 2)]
+    texts = {"prompt": [json_text(PROMPT.model_dump(mode="json"))] * count, "a": [ODD] * count, "model": ["m"] * count}
+    some = {"id": [row.id for row in rows[:count]], "b": [row.b for row in rows[:count]], **texts}
+    alone = {"prompt": texts["prompt"][0], "a": ODD, "b": rows[count].b, "model": "m"}
+    mixed = [PlainRows(Comparison, some), PlainRow(Comparison, rows[count].id, alone), rows[count + 1]]
+    (tmp_path / "singly").mkdir()
+    path, written = write_artifact(tmp_path, "rows", mixed)
+    other, _ = write_artifact(tmp_path / "singly", "rows", rows)
+    assert written == count + 2
+    assert list(read_artifact(path, Comparison)) == rows
+    assert [file.read_bytes() for file in sorted(path.glob("*")) or [path]] == [
+        file.read_bytes() for file in sorted(other.glob("*")) or [other]
+    ]

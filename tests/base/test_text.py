@@ -208,3 +208,8 @@ def test_texts_that_end_alike_are_told_apart_by_what_comes_before() -> None:
     assert not same_text("so.", "It is so.")
     assert same_text("", " \n")
     assert not same_text("", "so.")
+
+
+def test_spaces_of_every_kind_are_one_in_a_canonical_text() -> None:
+    assert canonical(" It is  so.") == canonical("It is so. ") == canonical("It\x1cis\tso.") == "It is so."
+    assert canonical("It\x00is so.") == "It\x00is so."  # a control character is no space
