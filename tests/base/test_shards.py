@@ -24,6 +24,7 @@ from constitutional.base.records import (
 from constitutional.base.shards import (
     PlainRow,
     PlainRows,
+    Row,
     Shards,
     column_of,
     count_of,
@@ -199,7 +200,7 @@ def test_rows_that_come_some_at_once_are_written_like_those_that_come_one_by_one
     texts = {"prompt": [json_text(PROMPT.model_dump(mode="json"))] * count, "a": [ODD] * count, "model": ["m"] * count}
     some = {"id": [row.id for row in rows[:count]], "b": [row.b for row in rows[:count]], **texts}
     alone = {"prompt": texts["prompt"][0], "a": ODD, "b": rows[count].b, "model": "m"}
-    mixed = [PlainRows(Comparison, some), PlainRow(Comparison, rows[count].id, alone), rows[count + 1]]
+    mixed: list[Row] = [PlainRows(Comparison, some), PlainRow(Comparison, rows[count].id, alone), rows[count + 1]]
     (tmp_path / "singly").mkdir()
     path, written = write_artifact(tmp_path, "rows", mixed)
     other, _ = write_artifact(tmp_path / "singly", "rows", rows)
