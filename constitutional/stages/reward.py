@@ -32,7 +32,7 @@ from constitutional.training import trl as training
 from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
-from constitutional.training.saving import save_model
+from constitutional.training.saving import read_whole, save_model
 from constitutional.training.together import PairsTogether, loss_of, together
 
 if TYPE_CHECKING:
@@ -287,4 +287,5 @@ def run(settings: Settings, context: StageContext) -> None:
 def _kept_by_trainer(rows: list[Row], settings: Settings, context: StageContext) -> int:
     model, tokenizer = load_reward_model(context.model("sft_model"))
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output("checkpoints"), context.seed)
+    read_whole()
     return pairs_of(trainer)
