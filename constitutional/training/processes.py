@@ -7,6 +7,7 @@ more than rounding does.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -144,10 +145,28 @@ def in_shares(trainer: C) -> C:
     """
     if count() == 1:
         return trainer
+    import torch
+
     base: Any = trainer
 
     class InShares(base):  # type: ignore[misc]
-        """The trainer for one of the processes."""
+        """The trainer for one of the processes.
+
+        On a GPU networks compute in bfloat16, and what they give is taken in 32 bits, as in one process.
+        """
+
+        def __init__(self, *args: object, **named: object) -> None:
+            super().__init__(*args, **named)
+            plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+            if plugin and plugin.mixed_precision_policy:
+                # FSDP2 would round the log-probabilities of replies, in which a step's change is lost.
+                plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+        def _prepare_input(self, data: Any) -> Any:  # noqa: ANN401
+            """The inputs on this device, where DeepSpeed's would be rounded: soft labels, the reference's numbers."""
+            if isinstance(data, torch.Tensor):
+                return data.to(self.args.device)
+            return super()._prepare_input(data)
 
         def get_train_dataloader(self) -> "DataLoader[Any]":
             """This process's rows."""
