@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.frozen import TECHNICAL
-from constitutional.base.progress import Progress, Task
+from constitutional.base.progress import Progress, Task, counted
 from constitutional.engines.chat import Arguments, Tokenizer
 from constitutional.engines.local import load_model
 from constitutional.training import metrics, processes
@@ -474,7 +474,8 @@ def _append(log: Path, row: Mapping[str, Any]) -> None:
 def _kept_in(trainer: "Trainer") -> str:
     """In what shards checkpoints keep weights and optimizer; empty where they keep them whole."""
     if trainer.is_deepspeed_enabled:  # which goes on with as many processes alone, and shards in stages 1 and 2 as well
-        return f"ZeRO-{trainer.accelerator.state.deepspeed_plugin.zero_stage} over {processes.count()} processes"
+        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
+        return f"ZeRO-{stage} over {counted(processes.count(), 'process')}"
     return kind_of_shards(trainer)
 
 
