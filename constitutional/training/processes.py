@@ -138,6 +138,13 @@ def gathered(gather: "Callable[[torch.Tensor], torch.Tensor]", rows: "torch.Tens
     return torch.cat([part[:count] for part, count in zip(torch.split(filled, max(counts)), counts, strict=True)])
 
 
+def leave_outputs(state: Any) -> None:  # noqa: ANN401 - accelerate's, which has no types
+    """Have FSDP2 leave what a network gives as it is: rounded to bfloat16, log-probabilities of replies lose a step."""
+    plugin = getattr(state, "fsdp_plugin", None)
+    if plugin and plugin.mixed_precision_policy:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
 def in_shares(trainer: C) -> C:
     """The trainer class, one of TRL's, whose steps all processes share; for one process the class itself.
 
@@ -157,16 +164,11 @@ def in_shares(trainer: C) -> C:
 
         def __init__(self, *args: object, **named: object) -> None:
             super().__init__(*args, **named)
-            plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-            if plugin and plugin.mixed_precision_policy:
-                # FSDP2 would round the log-probabilities of replies, in which a step's change is lost.
-                plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+            leave_outputs(self.accelerator.state)
 
         def _prepare_input(self, data: Any) -> Any:  # noqa: ANN401
             """The inputs on this device, where DeepSpeed's would be rounded: soft labels, the reference's numbers."""
-            if isinstance(data, torch.Tensor):
-                return data.to(self.args.device)
-            return super()._prepare_input(data)
+            return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
 
         def get_train_dataloader(self) -> "DataLoader[Any]":
             """This process's rows."""

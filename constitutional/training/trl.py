@@ -494,7 +494,7 @@ def _check_kind(checkpoint: Path, in_shards: str) -> None:
     if (kept := (checkpoint / COMPLETE).read_text()) != in_shards:
         begun, now = (f"in shards of {kind}" if kind else "whole" for kind in (kept, in_shards))
         raise RunError(
-            f"{checkpoint}: was written by a training that keeps weights and optimizer {begun}, and this one keeps them "
-            f"{now}; go on with the launch=… and launch.processes=… that began it, or delete {checkpoint.parent} to "
-            "train the stage anew"
+            f"{checkpoint}: was written by a training that keeps weights and optimizer {begun}, and this one keeps "
+            f"them {now}; go on with the launch=… and launch.processes=… that began it, or delete {checkpoint.parent} "
+            "to train the stage anew"
         )
