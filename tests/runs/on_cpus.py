@@ -40,7 +40,7 @@ def begin_in_shards(
     PartialState._shared_state["distributed_type"] = self.distributed_type
 
 
-def arguments_in_bfloat16(kind: Any, *args: Any, **named: object) -> Any:  # noqa: ANN401
+def arguments_in_bfloat16(kind: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401
     return arguments_of(lambda **own: kind(**own | {"bf16": True}), *args, **named)
 
 

@@ -127,8 +127,8 @@ def children(folder: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (process / "cmdline").read_text().split("\0")
-            ours = {"constitutional.runs.distributed_child", "tests.runs.on_cpus"} & {*words}
-            ours = ours and "accelerate.commands.launch" not in words
+            trains = {"constitutional.runs.distributed_child", "tests.runs.on_cpus"} & {*words}
+            ours = trains and "accelerate.commands.launch" not in words
             if ours and any(word.startswith(str(folder)) for word in words):
                 found.append(int(process.name))
     return sorted(found)
