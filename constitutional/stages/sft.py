@@ -31,10 +31,11 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SftSummary
 from constitutional.training import trl as training
 from constitutional.training.processes import in_shares
-from constitutional.training.rows import Row, dataset, fitting, supervised_rows
+from constitutional.training.rows import fitting, on_disk, supervised_rows
 from constitutional.training.saving import save_model, write_model
 
 if TYPE_CHECKING:
+    from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import PreTrainedModel
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -181,7 +182,7 @@ def _work_of(signed: Sequence[HelpfulSample]) -> PeoplesWork:
 
 
 def sft_trainer(
-    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
+    model: "PreTrainedModel", tokenizer: Tokenizer, rows: "Dataset", settings: Settings, checkpoints: Path, seed: int
 ) -> "SFTTrainer":
     """TRL's trainer, whose loss is on `completion` alone."""
     from trl.trainer.sft_config import SFTConfig
@@ -195,7 +196,7 @@ def sft_trainer(
     return in_shares(SFTTrainer)(
         model,
         arguments,
-        train_dataset=dataset(rows),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=training.lora_config(settings, "CAUSAL_LM"),
     )
@@ -210,7 +211,7 @@ def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples,
         read = read_helpful(settings.helpful)
         helpful = [sample for sample in read.examples if not contains_one_of(sample.prompt.messages, held_out)]
         on_evaluation_prompts = len(read.examples) - len(helpful)
-    chosen = examples(context.read("revisions", Revision), settings, context.seed, helpful)
+    chosen = examples(context.stream("revisions", Revision), settings, context.seed, helpful)
     return chosen, read, on_evaluation_prompts
 
 
@@ -237,7 +238,8 @@ def run(settings: Settings, context: StageContext) -> None:
             )
         )
         return
-    kept, unfit = fitting(supervised_rows(chosen.examples), tokenizer, settings.max_length)
+    fit, unfit = fitting(supervised_rows(chosen.examples), tokenizer, settings.max_length)
+    kept = on_disk(fit, context.output("checkpoints/rows"))
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     log = context.output("training_log.jsonl")
     with context.task("sft", unit="steps") as task, context.tracking(settings) as tracking:

@@ -7,7 +7,7 @@ from constitutional.base.errors import ModelError, RunError
 from constitutional.base.records import Message, Preference, Prompt, Split
 from constitutional.engines.chat import ChatTokens
 from constitutional.engines.local import load_model
-from constitutional.training.rows import fitting, preference_rows, token_ids
+from constitutional.training.rows import fitting, on_disk, preference_rows, token_ids
 from tests.tiny import tiny_model
 
 
@@ -39,10 +39,12 @@ def test_held_out_preferences_and_equal_texts_are_counted_and_not_trained_on() -
 
 def test_a_pair_is_left_out_if_either_reply_is_too_long(models: Path) -> None:
     _, tokenizer = load_model(tiny_model(models))
-    rows, _ = preference_rows([preference("yes", "no"), preference("no " * 50, "yes"), preference("yes", "no " * 50)])
-    assert fitting(rows, tokenizer, max_length=40) == (rows[:1], {"too_long": 2, "rewritten": 0})
+    pairs = [preference("yes", "no"), preference("no " * 50, "yes"), preference("yes", "no " * 50)]
+    rows = list(preference_rows(pairs)[0])
+    kept, left_out = fitting(rows, tokenizer, max_length=40)
+    assert (list(kept), left_out) == (rows[:1], {"too_long": 2, "rewritten": 0})
     with pytest.raises(RunError, match=r"of 3 rows 3 are longer than max_length=16"):
-        fitting([{**row, "prompt": row["prompt"] * 20} for row in rows], tokenizer, max_length=16)
+        list(fitting([{**row, "prompt": row["prompt"] * 20} for row in rows], tokenizer, max_length=16)[0])
 
 
 def test_control_tokens_within_messages_are_not_trained_on(models: Path) -> None:
@@ -58,7 +60,7 @@ def test_control_tokens_within_messages_are_not_trained_on(models: Path) -> None
 
     # What is on both sides of one could make up another, were it only deleted.
     spoilt = row(f"Why{end}?", f"Be<|eot{end}_id|>cause.{end}")
-    assert fitting([spoilt], tokenizer, 100)[0] == [row("Why[removed]?", "Be<|eot[removed]_id|>cause.")]
+    assert list(fitting([spoilt], tokenizer, 100)[0]) == [row("Why[removed]?", "Be<|eot[removed]_id|>cause.")]
     assert token_ids(tokenizer, spoilt["prompt"], ask=True) == ChatTokens(tokenizer).ids(
         [Message("user", f"Why{end}?")]
     )
@@ -89,7 +91,7 @@ def test_a_reply_that_the_template_rewrites_is_left_out_and_counted(
     assert left_out == {"too_long": 0, "rewritten": 1 - kept}
     if not kept:
         with pytest.raises(RunError, match=r"rewrites the replies of 1"):
-            fitting([row(reply)], tokenizer, 256)
+            list(fitting([row(reply)], tokenizer, 256)[0])
 
 
 def test_a_row_that_the_template_refuses_is_named(models: Path) -> None:
@@ -99,4 +101,4 @@ def test_a_row_that_the_template_refuses_is_named(models: Path) -> None:
     with pytest.raises(
         ModelError, match=r'refuses the row that begins "One thing\.", .* roles user, user, assistant: '
     ):
-        fitting([row], tokenizer, 100)
+        list(fitting([row], tokenizer, 100)[0])
