@@ -33,6 +33,11 @@ def chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [message.turn() for message in messages]
 
 
+def key_of(*parts: object) -> bytes:
+    """16 bytes by which a row's parts, such as its messages, are known where all rows' would take too much memory."""
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()[:16]
+
+
 def supervised_rows(examples: "Iterable[SftExample]") -> Iterator[Row]:
     """Training rows of supervised examples: the loss is on `completion` alone."""
     for example in examples:
@@ -56,17 +61,16 @@ def preference_rows(preferences: "RowStream[Preference]") -> tuple[Iterator[Row]
     mean = total / max(1, len(preferences) - held_out - equal_texts)
 
     def rows() -> Iterator[Row]:
-        groups: dict[bytes, int] = {}  # by digests, as conversations may be long
+        groups: dict[bytes, int] = {}
         for pair in preferences:
             if _may_be_trained_on(pair) and pair.chosen != pair.rejected:
-                prompt = hashlib.sha256(repr(pair.prompt.messages).encode("utf-8", "surrogatepass")).digest()[:16]
                 yield {
                     "prompt": chat(pair.prompt.messages),
                     "chosen": [{"role": "assistant", "content": pair.chosen}],
                     "rejected": [{"role": "assistant", "content": pair.rejected}],
                     "probability": pair.probability,
                     "weight": pair.weight / mean,
-                    "group": groups.setdefault(prompt, len(groups)),
+                    "group": groups.setdefault(key_of(pair.prompt.messages), len(groups)),
                 }
 
     return rows(), {"held_out": held_out, "equal_texts": equal_texts}

@@ -286,7 +286,7 @@ def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_
             "by_trainer": 0,
         },
     )
-    assert first.rows["sft_examples"] == examples(MANY, Settings(helpful_share=0.2), seed=0).examples
+    assert first.rows["sft_examples"] == list(examples(MANY, Settings(helpful_share=0.2), seed=0).examples)
     assert first.warnings == []
     assert sorted(path.name for path in first.folder.iterdir()) == ["checkpoints", "sft_model", "training_log.jsonl"]
 

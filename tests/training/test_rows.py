@@ -1,3 +1,5 @@
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -5,6 +7,7 @@ import pytest
 
 from constitutional.base.errors import ModelError, RunError
 from constitutional.base.records import Message, Preference, Prompt, Split
+from constitutional.base.shards import Shards
 from constitutional.engines.chat import ChatTokens
 from constitutional.engines.local import load_model
 from constitutional.training.rows import fitting, on_disk, preference_rows, token_ids
@@ -102,3 +105,64 @@ def test_a_row_that_the_template_refuses_is_named(models: Path) -> None:
         ModelError, match=r'refuses the row that begins "One thing\.", .* roles user, user, assistant: '
     ):
         list(fitting([row], tokenizer, 100)[0])
+
+
+def test_rows_come_from_the_disk_as_they_went_there(tmp_path: Path) -> None:
+    odd = 'a/b \u2028 \x00 \U0001f600 "q" \\ \n'
+    call = {"tool_calls": [{"function": {"name": "weather", "arguments": {"city": "Oslo"}}}]}
+    asked = (Message("user", odd), Message("assistant", "", json.dumps(call)), Message("tool", "Rain."))
+    rows = [
+        {
+            "prompt": [message.turn() for message in (asked if number == 1200 else asked[:1])],
+            "chosen": [{"role": "assistant", "content": f"{number}"}],
+            "rejected": [{"role": "assistant", "content": odd}],
+            "probability": 0.1 + number / 7000,
+            "weight": 1 / 3,
+            "group": number // 2,
+        }
+        for number in range(1201)
+    ]
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows/cache-of-a-killed-run.arrow").touch()
+    kept = on_disk(iter(rows), tmp_path / "rows")
+    assert list(kept) == rows  # no message has a key that only another has
+    longer = kept.map(lambda row: {"ids": [row["group"]]}).filter(lambda row: row["group"] > 1)
+    assert longer[0] == rows[4] | {"ids": [2]}
+    files = [Path(each["filename"]) for each in (*kept.cache_files, *longer.cache_files)]
+    assert {file.parent for file in files} == {tmp_path / "rows"}  # so that they go with the folder
+    assert not (tmp_path / "rows/cache-of-a-killed-run.arrow").exists()
+
+
+def test_rows_are_made_one_by_one(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row is handed to what writes the file before the next one is made."""
+    from datasets.arrow_writer import ArrowWriter  # type: ignore[import-untyped]
+
+    _, tokenizer = load_model(tiny_model(models))
+    made, written, ahead = 0, 0, 0
+
+    class Several(Shards[Preference]):
+        def __iter__(self) -> Iterator[Preference]:
+            nonlocal made
+            made = 0
+            for number in range(len(self)):
+                made += 1
+                yield preference(f"yes {number}", "no")
+
+        def __len__(self) -> int:
+            return 2500
+
+    write = ArrowWriter.write
+
+    def watched(writer: ArrowWriter, row: dict[str, Any]) -> None:
+        nonlocal written, ahead
+        write(writer, row)
+        written += 1
+        ahead = max(ahead, made - written)
+
+    monkeypatch.setattr(ArrowWriter, "write", watched)
+    rows, left_out = preference_rows(Several(tmp_path, Preference))
+    kept, unfit = fitting(rows, tokenizer, 256)
+    assert (made, unfit) == (2500, {"too_long": 0, "rewritten": 0})  # gone through once, for the mean of the weights
+    assert len(on_disk(kept, tmp_path / "rows")) == 2500
+    assert (written, ahead) == (2500, 0)
+    assert left_out == {"held_out": 0, "equal_texts": 0}
