@@ -28,6 +28,7 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import DpoSummary
 from constitutional.training import processes
 from constitutional.training import trl as training
+from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import score as score_replies
 from constitutional.training.rewards import conversation_with
 from constitutional.training.rows import Row, fitting, on_disk, preference_rows
@@ -221,6 +222,7 @@ def with_margins(rows: Iterable[Row], settings: Settings, reward_model: Path | N
         else:
             replies = [conversation_with(row["prompt"], row[key]) for row in some for key in ("chosen", "rejected")]
             scores = [score.mean for score in score_replies(reward_model, replies)]
+            free_memory()  # one model at a time
             leads = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
         yield from (row | {"margin": settings.margin_scale * lead} for row, lead in zip(some, leads, strict=True))
 
@@ -248,13 +250,12 @@ def run(settings: Settings, context: StageContext) -> None:
         copy_model(context.model("sft_model"), context.output("policy"))
         context.summarise(DpoSummary(pairs=0, steps=0, dropped=left_out))
         return
+    preflight_folder(context.model("sft_model"))
     if settings.margin:
-        rows = with_margins(
-            rows, settings, context.model("reward_model") if settings.margin == "reward_model" else None
-        )
+        scorer = context.model("reward_model") if settings.margin == "reward_model" else None
+        rows = with_margins(rows, settings, scorer)
     fit, unfit = fitting(rows, load_tokenizer(context.model("sft_model")), settings.max_length)
     kept = on_disk(fit, context.output("checkpoints/rows"))
-    free_memory()  # one model at a time
     model, tokenizer = training.load_policy(context.model("sft_model"), settings)
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     log = context.output("training_log.jsonl")

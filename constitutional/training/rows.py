@@ -47,8 +47,8 @@ def supervised_rows(examples: "Iterable[SftExample]") -> Iterator[Row]:
 def preference_rows(preferences: "RowStream[Preference]") -> tuple[Iterator[Row], dict[str, int]]:
     """Training rows of the preferences whose prompts may be trained on, and how many were left out and why.
 
-    Weights are divided by their mean. Rows of the same prompt have the same `group`. The preferences are gone through
-    twice, here and for the rows.
+    Weights are divided by their mean. Rows of the same prompt have the same `group`, a number made of its digest. The
+    preferences are gone through twice, here and for the rows.
     """
     held_out, equal_texts, total = 0, 0, 0.0
     for pair in preferences:
@@ -61,7 +61,6 @@ def preference_rows(preferences: "RowStream[Preference]") -> tuple[Iterator[Row]
     mean = total / max(1, len(preferences) - held_out - equal_texts)
 
     def rows() -> Iterator[Row]:
-        groups: dict[bytes, int] = {}
         for pair in preferences:
             if _may_be_trained_on(pair) and pair.chosen != pair.rejected:
                 yield {
@@ -70,7 +69,7 @@ def preference_rows(preferences: "RowStream[Preference]") -> tuple[Iterator[Row]
                     "rejected": [{"role": "assistant", "content": pair.rejected}],
                     "probability": pair.probability,
                     "weight": pair.weight / mean,
-                    "group": groups.setdefault(key_of(pair.prompt.messages), len(groups)),
+                    "group": int.from_bytes(key_of(pair.prompt.messages)[:8], signed=True),
                 }
 
     return rows(), {"held_out": held_out, "equal_texts": equal_texts}

@@ -10,6 +10,7 @@ from constitutional.base.records import Message, Preference, Prompt
 from constitutional.engines.local import load_model
 from constitutional.runs.compose import compose
 from constitutional.runs.pipeline import stages_of
+from constitutional.stages import dpo
 from constitutional.stages.dpo import (
     Settings,
     likelihood_correction,
@@ -205,14 +206,17 @@ def test_the_whole_loss_weighs_pairs_in_both_terms(models: Path, tmp_path: Path)
     assert loss(0.0, 0.0) == pytest.approx(0.0, abs=2e-6)
 
 
-def test_a_margin_is_a_lead_by_the_runs_reward_models(models: Path, tmp_path: Path) -> None:
+def test_a_margin_is_a_lead_by_the_runs_reward_models(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer = load_reward_model(tiny_model(models), seed=3)
     model.save_pretrained(tmp_path / "reward" / "0")
     tokenizer.save_pretrained(tmp_path / "reward" / "0")
     write_normalisation(tmp_path / "reward", [{"mean": 0.5, "deviation": 0.25}], 1)
-    rows, _ = preference_rows([preference(number, 0.8) for number in (1, 2)])
+    rows, _ = preference_rows([preference(number, 0.8) for number in (1, 2, 3)])
+    monkeypatch.setattr(dpo, "LARGE", 2)  # rows that are scored at once
     made = with_margins(rows, Settings(margin="reward_model", margin_scale=2.0), tmp_path / "reward")
-    for number, row in zip((1, 2), made, strict=True):
+    for number, row in zip((1, 2, 3), made, strict=True):
         asked = Message("user", f"Question {number}?")
         replies = [(asked, Message("assistant", text)) for text in (f"Yes, {number}.", f"No, certainly not {number}.")]
         chosen, rejected = raw_scores(model, tokenizer, replies)
