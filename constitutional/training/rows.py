@@ -6,12 +6,14 @@ exactly the tokens that it was trained on. Rows are made one by one, and stand i
 
 import hashlib
 import shutil
+from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ModelError, RunError
+from constitutional.base.files import writing
 from constitutional.base.message import Message
 from constitutional.engines.chat import Tokenizer, beginning, plain
 from constitutional.training import processes
@@ -50,15 +52,15 @@ def preference_rows(preferences: "RowStream[Preference]") -> tuple[Iterator[Row]
     Weights are divided by their mean. Rows of the same prompt have the same `group`, a number made of its digest. The
     preferences are gone through twice, here and for the rows.
     """
-    held_out, equal_texts, total = 0, 0, 0.0
+    held_out, equal_texts, weights = 0, 0, array("d")
     for pair in preferences:
         if not _may_be_trained_on(pair):
             held_out += 1
         elif pair.chosen == pair.rejected:
             equal_texts += 1
         else:
-            total += pair.weight
-    mean = total / max(1, len(preferences) - held_out - equal_texts)
+            weights.append(pair.weight)
+    mean = sum(weights) / max(1, len(weights))
 
     def rows() -> Iterator[Row]:
         for pair in preferences:
@@ -170,17 +172,18 @@ def on_disk(rows: Iterable[Row], folder: Path) -> "Dataset":
 
     file = folder / "rows.arrow"
     if processes.is_main():
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
         iterator = iter(rows)
         first = next(iterator)
         # Of columns with a type for all keys, a message would be given the keys that only others have.
         messages = {key: List(Json()) for key in ("prompt", *COMPLETIONS) if key in first}
         features = Features(Dataset.from_list([first]).features | messages)
-        with ArrowWriter(path=str(file), features=features) as writer:
-            for row in chain([first], iterator):
-                writer.write(row)
-            writer.finalize()
+        with writing(file):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            with ArrowWriter(path=str(file), features=features) as writer:
+                for row in chain([first], iterator):
+                    writer.write(row)
+                writer.finalize()
     else:
         for _ in rows:
             pass
