@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from constitutional.base import shards
 from constitutional.base.errors import ModelError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Preference, Prompt, Split
@@ -425,6 +426,18 @@ def test_what_the_trainer_drops_is_counted_also_where_a_kill_came_after_the_trai
     for context in contexts:
         drop_checkpoints(context.folder)  # as a run does once the stage is done
     assert digest_of(contexts[1].folder) == digest_of(contexts[0].folder)
+
+
+def test_preferences_in_shards_come_to_the_same(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "LARGE", 10)
+    path, _ = shards.write_artifact(tmp_path, "preferences", [*MANY, *HELD_OUT])
+    contexts = []
+    for name, rows in (("held", [*MANY, *HELD_OUT]), ("streamed", shards.Shards(path, Preference))):
+        contexts.append(OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": rows}))  # type: ignore[dict-item]
+        run(QUICK.model_copy(update={"epochs": 1.0, "pairs_together": True}), contexts[-1])
+    held, streamed = contexts
+    assert streamed.said == held.said
+    assert digest_of(streamed.output("reward_model")) == digest_of(held.output("reward_model"))
 
 
 def test_without_a_preference_to_learn_from_there_is_no_reward_model(models: Path, tmp_path: Path) -> None:
