@@ -11,6 +11,7 @@ from constitutional.base.progress import Progress
 from constitutional.stages import dpo, grpo, reward, sft
 from constitutional.training import rewards
 from constitutional.training.reward_model import load_reward_model
+from constitutional.training.rows import on_disk
 from constitutional.training.tracking import NOT_TRACKED
 from constitutional.training.trl import (
     COMPLETE,
@@ -122,14 +123,14 @@ def trainer(kind: str, model: Path, folder: Path, count: int, **settings: Any) -
     if kind == "sft":
         policy, tokenizer = load_policy(model, sft.Settings(**common))
         rows = [row | {"completion": turn("assistant", "word " * 5)} for row in prompts]
-        return sft.sft_trainer(policy, tokenizer, rows, sft.Settings(**common), folder, 0)
+        return sft.sft_trainer(policy, tokenizer, on_disk(rows, folder / "rows"), sft.Settings(**common), folder, 0)
     pair = {"chosen": turn("assistant", "good good"), "rejected": turn("assistant", "bad")}
-    rows = [row | pair | {"probability": 0.9, "weight": 1.0} for row in prompts]
+    pairs = on_disk([row | pair | {"probability": 0.9, "weight": 1.0} for row in prompts], folder / "rows")
     if kind == "dpo":
         policy, tokenizer = load_policy(model, dpo.Settings(**common))
-        return dpo.soft_dpo_trainer(policy, tokenizer, rows, dpo.Settings(**common), folder, 0)
+        return dpo.soft_dpo_trainer(policy, tokenizer, pairs, dpo.Settings(**common), folder, 0)
     policy, tokenizer = load_reward_model(model)
-    return reward.soft_reward_trainer(policy, tokenizer, rows, reward.Settings(**common), folder, 0)
+    return reward.soft_reward_trainer(policy, tokenizer, pairs, reward.Settings(**common), folder, 0)
 
 
 KINDS = ("sft", "reward", "dpo", "grpo", "rloo")
