@@ -42,7 +42,9 @@ MEASURED: Final[Mapping[str, Rate]] = {
         273, "bytes of the journal an answer, beside its text", "`bench_journal.py`: 48 MB for 100,000 of 207 letters"
     ),
     "keep": Rate(
-        480e-6, "s to keep an answer", f"`--measure`, {AT_ONCE} at once: the slowest of five, 130 to 480, busy machine"
+        44e-6,
+        "s to keep an answer",
+        f"`--measure`, {AT_ONCE} at once, two quiet cores: the slowest of three, 37 to 44; beside trainings up to 480",
     ),
     "stages": Rate(
         912e-6,
