@@ -218,6 +218,7 @@ def _dpo_by_trl(sizes: Sizes, peak: float, found: dict[str, Any]) -> None:
     from transformers import PrinterCallback, TrainerCallback
 
     from constitutional.stages.dpo import Settings, soft_dpo_trainer
+    from constitutional.training.rows import on_disk
 
     tokenizer = make_tokenizer(sizes)
     texts = pairs(sizes)
@@ -256,7 +257,8 @@ def _dpo_by_trl(sizes: Sizes, peak: float, found: dict[str, Any]) -> None:
                 update.add(ends[-1] - ends[-2], tokens, 3 * flops)
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = soft_dpo_trainer(make_model(sizes, "CausalLM", 0), tokenizer, rows, settings, Path(folder), 0)
+        kept = on_disk(rows, Path(folder) / "rows")
+        trainer = soft_dpo_trainer(make_model(sizes, "CausalLM", 0), tokenizer, kept, settings, Path(folder), 0)
         trainer.args.save_strategy = "no"
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(Clock())

@@ -166,14 +166,13 @@ def run_answers(folder: Path, case: Case, _: Path) -> None:
 def run_sft(folder: Path, case: Case, output: Path) -> None:
     """Three steps of SFT, and the model saved."""
     from constitutional.stages import sft
+    from constitutional.training.rows import on_disk
     from constitutional.training.trl import load_policy
 
     settings = settings_of(case)
     model, tokenizer = load_policy(folder, settings)
-    trainer = sft.sft_trainer(
-        model, tokenizer, rows_of(3 * settings.rows_per_step, ["completion"]), settings, output, 0
-    )
-    _fit(trainer, output)
+    rows = on_disk(rows_of(3 * settings.rows_per_step, ["completion"]), output / "rows")
+    _fit(sft.sft_trainer(model, tokenizer, rows, settings, output, 0), output)
 
 
 def run_reward(folder: Path, case: Case, output: Path) -> None:
@@ -182,9 +181,10 @@ def run_reward(folder: Path, case: Case, output: Path) -> None:
     from constitutional.engines.local import free_memory
     from constitutional.stages import reward
     from constitutional.training.reward_model import SCORED_TOGETHER, load_reward_model, raw_scores
+    from constitutional.training.rows import on_disk
 
     settings = settings_of(case)
-    rows = rows_of(3 * settings.rows_per_step, ["chosen", "rejected"])
+    rows = on_disk(rows_of(3 * settings.rows_per_step, ["chosen", "rejected"]), output / "rows")
     model, tokenizer = load_reward_model(folder, new_head=True)
     _fit(reward.soft_reward_trainer(model, tokenizer, rows, settings, output, 0), output)
     del model
@@ -196,11 +196,12 @@ def run_reward(folder: Path, case: Case, output: Path) -> None:
 def run_dpo(folder: Path, case: Case, output: Path) -> None:
     """Three steps of DPO, and the model saved."""
     from constitutional.stages import dpo
+    from constitutional.training.rows import on_disk
     from constitutional.training.trl import load_policy
 
     settings = settings_of(case)
     model, tokenizer = load_policy(folder, settings)
-    rows = rows_of(3 * settings.rows_per_step, ["chosen", "rejected"])
+    rows = on_disk(rows_of(3 * settings.rows_per_step, ["chosen", "rejected"]), output / "rows")
     _fit(dpo.soft_dpo_trainer(model, tokenizer, rows, settings, output, 0), output)
 
 

@@ -42,7 +42,9 @@ MEASURED: Final[Mapping[str, Rate]] = {
         273, "bytes of the journal an answer, beside its text", "`bench_journal.py`: 48 MB for 100,000 of 207 letters"
     ),
     "keep": Rate(
-        480e-6, "s to keep an answer", f"`--measure`, {AT_ONCE} at once: the slowest of five, 130 to 480, busy machine"
+        44e-6,
+        "s to keep an answer",
+        f"`--measure`, {AT_ONCE} at once, two quiet cores: the slowest of three, 37 to 44; beside trainings up to 480",
     ),
     "stages": Rate(
         912e-6,
@@ -57,7 +59,9 @@ MEASURED: Final[Mapping[str, Rate]] = {
     "ask": Rate(1 / 1084, "s to ask a server", "README, engines: 1,084 calls/s by one process"),
     "row": Rate(820, "bytes of rows a label, beside its texts", "a run with SmolLM2-135M, 139 labels"),
     "pair": Rate(
-        3000, "bytes of a training process's memory a pair", "README, your own data: 3 GB for a million pairs"
+        104,
+        "bytes of a training process's memory a pair",
+        "a million: 40 for the order of the rows, 64 for the reference's probabilities in DPO",
     ),
 }
 BYTES_A_TOKEN: Final = 4
@@ -89,7 +93,7 @@ class Chosen(NamedTuple):
     memory_gb: float
     """That a machine has."""
     processes: int
-    """Of a training, on one machine; every one holds all pairs."""
+    """Of a training, on one machine; every one holds the order of all pairs."""
     gpu_hour: float
     price_input: float
     price_output: float

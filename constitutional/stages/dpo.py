@@ -12,28 +12,31 @@ and two ways to take length out of the comparison. A margin that differs from pa
 """
 
 import os
-import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, NonNegativeFloat, field_validator, model_validator
 
 from constitutional.base.records import Preference
-from constitutional.engines.chat import Tokenizer
+from constitutional.base.shards import LARGE
+from constitutional.engines.chat import Tokenizer, load_tokenizer
 from constitutional.engines.local import free_memory
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import DpoSummary
 from constitutional.training import processes
 from constitutional.training import trl as training
+from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import score as score_replies
 from constitutional.training.rewards import conversation_with
-from constitutional.training.rows import Row, dataset, fitting, preference_rows
+from constitutional.training.rows import Row, fitting, on_disk, preference_rows
 from constitutional.training.saving import copy_model, save_model
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import PreTrainedModel
     from trl.trainer.dpo_trainer import DPOTrainer
 
@@ -91,11 +94,12 @@ class Settings(training.TrainingSettings):
 
 
 def soft_dpo_trainer(
-    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
+    model: "PreTrainedModel", tokenizer: Tokenizer, rows: "Dataset", settings: Settings, checkpoints: Path, seed: int
 ) -> "DPOTrainer":
     """TRL's trainer with a soft target for every pair; `model` as it is given is the reference.
 
-    Rows have a `margin` where the settings ask for one.
+    Rows have a `margin` where the settings ask for one. For several processes they are on the disk, where one leaves
+    the others the reference's pass.
     """
     import torch
     from trl.trainer.dpo_config import DPOConfig
@@ -156,23 +160,10 @@ def soft_dpo_trainer(
             model,
             args=arguments,
             data_collator=training.SoftTargets(collator, columns),
-            train_dataset=_for_all_processes(rows, checkpoints / "rows"),
+            train_dataset=rows,
             processing_class=tokenizer,
             peft_config=training.lora_config(settings, "CAUSAL_LM"),
         )
-
-
-def _for_all_processes(rows: list[Row], folder: Path) -> Any:  # noqa: ANN401 - the library has no types
-    """The rows as a data set; for several processes on the disk, where one leaves the others the reference's pass."""
-    if processes.count() == 1:
-        return dataset(rows)
-    from datasets import load_from_disk  # type: ignore[import-untyped]
-
-    if processes.is_main():
-        shutil.rmtree(folder, ignore_errors=True)
-        dataset(rows).save_to_disk(folder)
-    processes.wait()
-    return load_from_disk(folder)
 
 
 def sequence_logps(per_token: "torch.Tensor", mask: "torch.Tensor", ld_alpha: float | None) -> "torch.Tensor":
@@ -219,15 +210,21 @@ def likelihood_correction(
     return ((1.0 - weight) * (per_token * mask).sum(dim=1)).sum() / mask.sum()
 
 
-def with_margins(rows: Sequence[Row], settings: Settings, reward_model: Path | None = None) -> list[Row]:
-    """The rows, each with its `margin`: by the scores of a run's reward models in a folder, or else by its label."""
-    if reward_model is None:
-        leads = [2 * row["probability"] - 1 for row in rows]
-    else:
-        replies = [conversation_with(row["prompt"], row[key]) for row in rows for key in ("chosen", "rejected")]
-        scores = [score.mean for score in score_replies(reward_model, replies)]
-        leads = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
-    return [row | {"margin": settings.margin_scale * lead} for row, lead in zip(rows, leads, strict=True)]
+def with_margins(rows: Iterable[Row], settings: Settings, reward_model: Path | None = None) -> Iterator[Row]:
+    """The rows, each with its `margin`: by the scores of a run's reward models in a folder, or else by its label.
+
+    `LARGE` rows are scored at once, for which the models are loaded.
+    """
+    iterator = iter(rows)
+    while some := list(islice(iterator, LARGE if reward_model else 1)):
+        if reward_model is None:
+            leads = [2 * row["probability"] - 1 for row in some]
+        else:
+            replies = [conversation_with(row["prompt"], row[key]) for row in some for key in ("chosen", "rejected")]
+            scores = [score.mean for score in score_replies(reward_model, replies)]
+            free_memory()  # one model at a time
+            leads = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
+        yield from (row | {"margin": settings.margin_scale * lead} for row, lead in zip(some, leads, strict=True))
 
 
 @contextmanager
@@ -246,19 +243,20 @@ def _no_bars() -> Iterator[None]:
 
 def run(settings: Settings, context: StageContext) -> None:
     """Train on `preferences`, from `sft_model`, and write `policy`; without a preference, the SFT model as it is."""
-    rows, left_out = preference_rows(context.read("preferences", Preference))
-    if not rows:
+    preferences = context.stream("preferences", Preference)
+    rows, left_out = preference_rows(preferences)
+    if sum(left_out.values()) == len(preferences):
         context.warn("there is no preference to learn from: the policy is the SFT model")
         copy_model(context.model("sft_model"), context.output("policy"))
         context.summarise(DpoSummary(pairs=0, steps=0, dropped=left_out))
         return
-    if settings.margin == "reward_model":
-        rows = with_margins(rows, settings, context.model("reward_model"))
-        free_memory()  # one model at a time
-    elif settings.margin == "label":
-        rows = with_margins(rows, settings)
+    preflight_folder(context.model("sft_model"))
+    if settings.margin:
+        scorer = context.model("reward_model") if settings.margin == "reward_model" else None
+        rows = with_margins(rows, settings, scorer)
+    fit, unfit = fitting(rows, load_tokenizer(context.model("sft_model")), settings.max_length)
+    kept = on_disk(fit, context.output("checkpoints/rows"))
     model, tokenizer = training.load_policy(context.model("sft_model"), settings)
-    kept, unfit = fitting(rows, tokenizer, settings.max_length)
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     log = context.output("training_log.jsonl")
     with context.task("dpo", unit="steps") as task, context.tracking(settings) as tracking:

@@ -206,9 +206,10 @@ def run(inputs: Inputs[Settings], context: StageContext) -> None:
     folder = context.output("checkpoints")
     supervised: Sequence[Row] = ()
     examples_left_out = 0
-    if settings.ptx_coef and (examples := supervised_rows(context.read("sft_examples", SftExample))):
+    if settings.ptx_coef and len(examples := context.stream("sft_examples", SftExample)):
         most = settings.max_prompt_tokens + settings.max_tokens
-        supervised, unfit = fitting(examples, load_tokenizer(context.model("sft_model")), most)
+        fit, unfit = fitting(supervised_rows(examples), load_tokenizer(context.model("sft_model")), most)
+        supervised = list(fit)
         examples_left_out = sum(unfit.values())
     elif settings.ptx_coef:
         context.warn("no draft was revised, so PPO-ptx has no supervised example to go on learning")

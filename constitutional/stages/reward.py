@@ -10,7 +10,8 @@ Scores are only defined up to a constant, so their mean and deviation on referen
 """
 
 import json
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from heapq import nsmallest
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +21,7 @@ from pydantic import Field
 from constitutional.base.files import atomic_write
 from constitutional.base.records import Message, Preference
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.base.shards import RowStream, columns_of, rows_with
 from constitutional.base.stats import FEWEST, calibration_error, pearson, sigmoid
 from constitutional.base.text import words
 from constitutional.data.prompts import conversation_of
@@ -31,12 +33,13 @@ from constitutional.training import processes
 from constitutional.training import trl as training
 from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
-from constitutional.training.rows import Row, dataset, fitting, preference_rows
-from constitutional.training.saving import save_model
+from constitutional.training.rows import fitting, on_disk, preference_rows
+from constitutional.training.saving import read_whole, save_model
 from constitutional.training.together import PairsTogether, loss_of, together
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import PreTrainedModel
     from trl.trainer.reward_trainer import RewardTrainer
 
@@ -58,9 +61,10 @@ class Settings(training.TrainingSettings):
 
 
 def soft_reward_trainer(
-    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
+    model: "PreTrainedModel", tokenizer: Tokenizer, rows: "Dataset", settings: Settings, checkpoints: Path, seed: int
 ) -> "RewardTrainer":
     """TRL's trainer with a soft target for every pair."""
+    from accelerate.utils import convert_to_fp32  # type: ignore[import-untyped]
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
@@ -74,11 +78,15 @@ def soft_reward_trainer(
             return_outputs: bool = False,
             num_items_in_batch: "torch.Tensor | int | None" = None,
         ) -> "torch.Tensor | tuple[torch.Tensor, Any]":
+
+            def precise(**arguments: object) -> Any:  # noqa: ANN401 - by DeepSpeed they would stay in bfloat16
+                return convert_to_fp32(model(**arguments))
+
             if settings.pairs_together:
-                return self._together(model, inputs, return_outputs=return_outputs)
+                return self._together(precise, inputs, return_outputs=return_outputs)
             probability, weight = inputs.pop("probability"), inputs.pop("weight")
             loss, outputs = super().compute_loss(  # type: ignore[no-untyped-call]
-                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+                precise, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
             chosen, rejected = outputs.logits.squeeze(-1).chunk(2)  # (B,) each
             loss = loss + training.soft_correction(chosen - rejected, probability, weight)
@@ -108,12 +116,13 @@ def soft_reward_trainer(
         model,
         training.trl_arguments(RewardConfig, settings, checkpoints, seed, remove_unused_columns=False),
         data_collator=PairsTogether(tokenizer.pad_token_id) if settings.pairs_together else pairs,
-        train_dataset=dataset(rows),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=training.lora_config(settings, "SEQ_CLS"),
     )
     if settings.pairs_together:
-        trainer.train_dataset = together(trainer.train_dataset)  # once TRL has tokenized the pairs
+        # Once TRL has tokenized the pairs.
+        trainer.train_dataset = together(trainer.train_dataset, checkpoints / "together")
     return trainer
 
 
@@ -181,19 +190,19 @@ def _bins(sure: Sequence[float], true: Sequence[float], count: int = 10) -> Iter
         yield CalibrationBin(predicted=fmean(p for p, _ in pairs), observed=fmean(y for _, y in pairs), n=len(pairs))
 
 
-def reference_conversations(preferences: Sequence[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
+def reference_conversations(preferences: Iterable[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
     """At most `count` of the replies that were trained on, chosen and rejected alike, drawn by the seed."""
-    train = [preference for preference in preferences if preference.split == "train"]
-    pairs = [(preference, text) for preference in train for text in (preference.chosen, preference.rejected)]
-    drawn = sorted(pairs, key=lambda pair: rng_of(seed, "reference", pair[0].id, pair[1]).random())
-    return [_conversation(preference, text) for preference, text in drawn[:count]]
+    train = (preference for preference in preferences if preference.split == "train")
+    pairs = ((preference, text) for preference in train for text in (preference.chosen, preference.rejected))
+    drawn = nsmallest(count, pairs, key=lambda pair: rng_of(seed, "reference", pair[0].id, pair[1]).random())
+    return [_conversation(preference, text) for preference, text in drawn]
 
 
 def _conversation(preference: Preference, reply: str) -> tuple[Message, ...]:
     return (*preference.prompt.messages, Message("assistant", reply))
 
 
-def train_member(number: int, rows: list[Row], settings: Settings, context: StageContext) -> int:
+def train_member(number: int, rows: "Dataset", settings: Settings, context: StageContext) -> int:
     """Train and save one member of the ensemble; returns how many of the rows the trainer kept."""
     seed = seed_of(context.seed, "reward", number)
     model, tokenizer = load_reward_model(context.model("sft_model"), new_head=True, seed=seed)
@@ -206,13 +215,14 @@ def train_member(number: int, rows: list[Row], settings: Settings, context: Stag
     return pairs_of(trainer)
 
 
-def measure(folder: Path, preferences: Sequence[Preference], settings: Settings, seed: int) -> RewardQuality:
+def measure(folder: Path, preferences: RowStream[Preference], settings: Settings, seed: int) -> RewardQuality:
     """Write the normalisation beside the members, and return `quality` on the held-out preferences.
 
     `mean` and `deviation` are those of the first member's scores on the reference samples.
     """
     reference = reference_conversations(preferences, settings.reference_samples, seed)
-    held_out = [pair for pair in preferences if pair.split == "held_out" and pair.chosen != pair.rejected]
+    measured_on = rows_with(preferences, Preference, "split", ["held_out"])
+    held_out = [pair for pair in measured_on if pair.chosen != pair.rejected]
     replies = [_conversation(pair, text) for pair in held_out for text in (pair.chosen, pair.rejected)]
     members: list[dict[str, float]] = []
     columns = []
@@ -222,7 +232,8 @@ def measure(folder: Path, preferences: Sequence[Preference], settings: Settings,
         columns.append(scores[len(reference) :])
         free_memory()
     write_normalisation(folder, members, len(reference))
-    trained_on = {pair.source for pair in preferences if pair.split == "train"}
+    sides = columns_of(preferences, Preference, ("source", "split"))
+    trained_on = {source for source, split in sides if split == "train"}
     return quality(list(_scored(held_out, columns, members)), trained_on).model_copy(update=members[0])
 
 
@@ -260,15 +271,16 @@ def run(settings: Settings, context: StageContext) -> None:
 
     Without a preference there is nothing to train: `reward_model` then has no member.
     """
-    preferences = context.read("preferences", Preference)
+    preferences = context.stream("preferences", Preference)
     rows, left_out = preference_rows(preferences)
-    if not rows:
+    if sum(left_out.values()) == len(preferences):
         context.warn("there is no preference to learn from, so there is no reward model")
         write_normalisation(context.output("reward_model"), [], 0)
         context.summarise(RewardSummary(pairs=0, dropped=left_out, quality=None))
         return
     preflight_folder(context.model("sft_model"))
-    kept, unfit = fitting(rows, load_tokenizer(context.model("sft_model")), settings.max_length)
+    fit, unfit = fitting(rows, load_tokenizer(context.model("sft_model")), settings.max_length)
+    kept = on_disk(fit, context.output("checkpoints/rows"))
     folder = context.output("reward_model")
     missing = [number for number in range(settings.members) if not (folder / str(number)).exists()]
     counts = []
@@ -284,7 +296,8 @@ def run(settings: Settings, context: StageContext) -> None:
     context.summarise(RewardSummary(pairs=pairs, dropped=dropped, quality=measured))
 
 
-def _kept_by_trainer(rows: list[Row], settings: Settings, context: StageContext) -> int:
+def _kept_by_trainer(rows: "Dataset", settings: Settings, context: StageContext) -> int:
     model, tokenizer = load_reward_model(context.model("sft_model"), new_head=True)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output("checkpoints"), context.seed)
+    read_whole()
     return pairs_of(trainer)

@@ -12,7 +12,9 @@ model is the base: from its own drafts a model does not learn the constitution.
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
@@ -23,6 +25,7 @@ from constitutional.base.frozen import Frozen
 from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Message, Prompt, Revision, SftExample
 from constitutional.base.seeds import rng_of
+from constitutional.base.shards import RowStream
 from constitutional.base.text import canonical
 from constitutional.data.prompts import contains_one_of, conversation_of
 from constitutional.engines.chat import Tokenizer
@@ -31,10 +34,11 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SftSummary
 from constitutional.training import trl as training
 from constitutional.training.processes import in_shares
-from constitutional.training.rows import Row, dataset, fitting, supervised_rows
+from constitutional.training.rows import fitting, key_of, on_disk, supervised_rows
 from constitutional.training.saving import save_model, write_model
 
 if TYPE_CHECKING:
+    from datasets import Dataset  # type: ignore[import-untyped]
     from transformers import PreTrainedModel
     from trl.trainer.sft_trainer import SFTTrainer
 
@@ -69,10 +73,25 @@ def _filled(text: str) -> str:
 Filled = Annotated[str, AfterValidator(_filled)]
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Examples that are made of the revisions whenever they are iterated over."""
+
+    make: Callable[[], Iterator[SftExample]]
+    kinds: Counter[str]
+    """How many there are, by kind."""
+
+    def __iter__(self) -> Iterator[SftExample]:
+        return self.make()
+
+    def __len__(self) -> int:
+        return self.kinds.total()
+
+
 class SftExamples(NamedTuple):
     """The examples to train on, and how many were left out, by reason."""
 
-    examples: list[SftExample]
+    examples: Examples
     left_out: dict[str, int]
     """`problem`: the item could not be revised; `held_out`; `empty`: the reply says nothing; `repeated`."""
     helpful_missing: int
@@ -82,44 +101,85 @@ class SftExamples(NamedTuple):
 
 
 def examples(
-    revisions: Iterable[Revision], settings: Settings, seed: int, helpful: Sequence[SftExample] | None = None
+    revisions: RowStream[Revision], settings: Settings, seed: int, helpful: Sequence[SftExample] | None = None
 ) -> SftExamples:
     """The revisions as examples, each text once for a prompt, and the share of helpful samples that is asked for.
 
     These are drawn from `helpful`, or else from the drafts that every critique passed, in an order that depends on the
     seed and their content. Such a draft that stayed as it was is a helpful sample already, and is not taken twice.
+    What is drawn is held, and of all else some bytes a text.
     """
     left_out: Counter[str] = Counter(problem=0, held_out=0, empty=0, repeated=0)
-    kept: dict[tuple[tuple[Message, ...], str], SftExample] = {}
-    offered = [(rng_of(seed, "sft", sample.prompt.id, sample.reply).random(), sample) for sample in helpful or ()]
+    kinds: Counter[str] = Counter()
+    kept: set[bytes] = set()
+    taken = bytearray()  # of the texts of all revisions in turn
+    offered = [
+        (rng_of(seed, "sft", sample.prompt.id, sample.reply).random(), _key(sample), number)
+        for number, sample in enumerate(helpful or ())
+    ]
     new = False
-    for revision in revisions:
-        prompt, draft = revision.prompt, revision.draft
-        if revision.problem or prompt.split == "held_out":
+    for number, revision in enumerate(revisions):
+        if revision.problem or revision.prompt.split == "held_out":
             left_out["problem" if revision.problem else "held_out"] += 1
-            continue
-        passed = helpful is None and bool(revision.steps) and all(step.found_nothing for step in revision.steps)
-        if passed and draft.strip():
-            own_draft = SftExample(prompt=prompt, reply=draft, kind="helpful")
-            offered.append((rng_of(seed, "sft", revision.id).random(), own_draft))
-        steps = [step.revision for step in revision.steps] if settings.rounds == "all" else []
-        for text in steps or [revision.final]:
-            key = (prompt.messages, text)
-            if not text.strip() or key in kept:
-                left_out["repeated" if text.strip() else "empty"] += 1
+        elif helpful is None and _passed(revision) and revision.draft.strip():
+            offered.append((rng_of(seed, "sft", revision.id).random(), _key(_own_draft(revision)), number))
+        for example in _texts(revision, settings, own_drafts=helpful is None):
+            key, filled = _key(example), bool(example.reply.strip())
+            taken.append(filled and key not in kept)
+            if taken[-1]:
+                kept.add(key)
+                kinds[example.kind] += 1
+                new = new or example.reply != revision.draft or not revision.steps
             else:
-                helps = passed and text == draft
-                kept[key] = SftExample(prompt=prompt, reply=text, kind="helpful" if helps else "revision")
-                new = new or text != draft or not revision.steps
-    revised = sum(example.kind == "revision" for example in kept.values())
-    missing = round(settings.helpful_share / (1 - settings.helpful_share) * revised) - (len(kept) - revised)
-    for _, example in sorted(offered, key=lambda pair: pair[0]):
-        key = (example.prompt.messages, example.reply)
-        if missing > 0 and key not in kept:
-            kept[key] = example
-            missing -= 1
-            new = new or helpful is not None
-    return SftExamples([*kept.values()], dict(left_out), max(missing, 0), nothing_revised=bool(kept) and not new)
+                left_out["repeated" if filled else "empty"] += 1
+    wanted = round(settings.helpful_share / (1 - settings.helpful_share) * kinds["revision"]) - kinds["helpful"]
+    drawn = _drawn(offered, kept, wanted)
+    kinds["helpful"] += len(drawn)
+    new = new or (helpful is not None and bool(drawn))
+
+    def make() -> Iterator[SftExample]:
+        own, takes = {}, iter(taken)
+        for number, revision in enumerate(revisions):
+            yield from compress(_texts(revision, settings, own_drafts=helpful is None), takes)
+            if helpful is None and number in drawn:
+                own[number] = _own_draft(revision)
+        yield from (own[number] if helpful is None else helpful[number] for number in drawn)
+
+    found = Examples(make, kinds)
+    return SftExamples(found, dict(left_out), max(wanted - len(drawn), 0), nothing_revised=bool(found) and not new)
+
+
+def _drawn(offered: Iterable[tuple[float, bytes, int]], kept: set[bytes], most: int) -> dict[int, None]:
+    """The numbers of so many of the samples that are offered, in the order of their lots, without what is kept."""
+    drawn: dict[int, None] = {}
+    for _, key, number in sorted(offered, key=lambda offer: offer[0]):
+        if len(drawn) < most and key not in kept:
+            kept.add(key)
+            drawn[number] = None
+    return drawn
+
+
+def _texts(revision: Revision, settings: Settings, *, own_drafts: bool) -> Iterator[SftExample]:
+    """What a revision has to train on, whatever it says; one that stayed as it was may be a helpful sample."""
+    if revision.problem or revision.prompt.split == "held_out":
+        return
+    steps = [step.revision for step in revision.steps] if settings.rounds == "all" else []
+    for text in steps or [revision.final]:
+        helps = own_drafts and text == revision.draft and _passed(revision)
+        yield SftExample(prompt=revision.prompt, reply=text, kind="helpful" if helps else "revision")
+
+
+def _passed(revision: Revision) -> bool:
+    """Whether no critique found anything wrong with the draft."""
+    return bool(revision.steps) and all(step.found_nothing for step in revision.steps)
+
+
+def _own_draft(revision: Revision) -> SftExample:
+    return SftExample(prompt=revision.prompt, reply=revision.draft, kind="helpful")
+
+
+def _key(example: SftExample) -> bytes:
+    return key_of(example.prompt.messages, example.reply)
 
 
 class HelpfulSample(Frozen):
@@ -181,7 +241,7 @@ def _work_of(signed: Sequence[HelpfulSample]) -> PeoplesWork:
 
 
 def sft_trainer(
-    model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
+    model: "PreTrainedModel", tokenizer: Tokenizer, rows: "Dataset", settings: Settings, checkpoints: Path, seed: int
 ) -> "SFTTrainer":
     """TRL's trainer, whose loss is on `completion` alone."""
     from trl.trainer.sft_config import SFTConfig
@@ -195,7 +255,7 @@ def sft_trainer(
     return in_shares(SFTTrainer)(
         model,
         arguments,
-        train_dataset=dataset(rows),
+        train_dataset=rows,
         processing_class=tokenizer,
         peft_config=training.lora_config(settings, "CAUSAL_LM"),
     )
@@ -210,7 +270,7 @@ def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples,
         read = read_helpful(settings.helpful)
         helpful = [sample for sample in read.examples if not contains_one_of(sample.prompt.messages, held_out)]
         on_evaluation_prompts = len(read.examples) - len(helpful)
-    chosen = examples(context.read("revisions", Revision), settings, context.seed, helpful)
+    chosen = examples(context.stream("revisions", Revision), settings, context.seed, helpful)
     return chosen, read, on_evaluation_prompts
 
 
@@ -237,14 +297,15 @@ def run(settings: Settings, context: StageContext) -> None:
             )
         )
         return
-    kept, unfit = fitting(supervised_rows(chosen.examples), tokenizer, settings.max_length)
+    fit, unfit = fitting(supervised_rows(chosen.examples), tokenizer, settings.max_length)
+    kept = on_disk(fit, context.output("checkpoints/rows"))
     trainer = sft_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)
     log = context.output("training_log.jsonl")
     with context.task("sft", unit="steps") as task, context.tracking(settings) as tracking:
         fitted = training.fit(trainer, log=log, label="sft", task=task, tracking=tracking)
     save_model(trainer, context.output("sft_model"))
     rows = len(kept) if settings.packing else fitted.rows  # packed, rows are sequences, and no example is lost
-    kinds = Counter(example.kind for example in chosen.examples)
+    kinds = chosen.examples.kinds
     context.summarise(
         SftSummary(
             nothing_revised=False,

@@ -1,18 +1,28 @@
 """Training rows: conversations as TRL takes them, in exactly the tokens that are sampled later.
 
 One chat template serves the policy and the reward model, and every row is a conversation, so that a reward model scores
-exactly the tokens that it was trained on.
+exactly the tokens that it was trained on. Rows are made one by one, and stand in a file while they are trained on.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+import shutil
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ModelError, RunError
+from constitutional.base.files import writing
 from constitutional.base.message import Message
 from constitutional.engines.chat import Tokenizer, beginning, plain
+from constitutional.training import processes
 
 if TYPE_CHECKING:
+    from datasets import Dataset  # type: ignore[import-untyped]
+
     from constitutional.base.records import Preference, SftExample
+    from constitutional.base.shards import RowStream
 
 Row = dict[str, Any]
 """What TRL trains on: `prompt` and the completions as lists of messages, and for preferences a soft target."""
@@ -25,35 +35,50 @@ def chat(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [message.turn() for message in messages]
 
 
-def supervised_rows(examples: "Sequence[SftExample]") -> list[Row]:
+def key_of(*parts: object) -> bytes:
+    """16 bytes by which a row's parts, such as its messages, are known where all rows' would take too much memory."""
+    return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def supervised_rows(examples: "Iterable[SftExample]") -> Iterator[Row]:
     """Training rows of supervised examples: the loss is on `completion` alone."""
-    return [
-        {"prompt": chat(example.prompt.messages), "completion": [{"role": "assistant", "content": example.reply}]}
-        for example in examples
-    ]
+    for example in examples:
+        yield {"prompt": chat(example.prompt.messages), "completion": [{"role": "assistant", "content": example.reply}]}
 
 
-def preference_rows(preferences: "Sequence[Preference]") -> tuple[list[Row], dict[str, int]]:
+def preference_rows(preferences: "RowStream[Preference]") -> tuple[Iterator[Row], dict[str, int]]:
     """Training rows of the preferences whose prompts may be trained on, and how many were left out and why.
 
-    Weights are divided by their mean. Rows of the same prompt have the same `group`.
+    Weights are divided by their mean. Rows of the same prompt have the same `group`, a number made of its digest. The
+    preferences are gone through twice, here and for the rows.
     """
-    used = [pair for pair in preferences if pair.split == "train" and pair.prompt.split == "train"]
-    unequal = [pair for pair in used if pair.chosen != pair.rejected]
-    mean = sum(pair.weight for pair in unequal) / max(1, len(unequal))
-    groups: dict[tuple[Message, ...], int] = {}
-    rows = [
-        {
-            "prompt": chat(pair.prompt.messages),
-            "chosen": [{"role": "assistant", "content": pair.chosen}],
-            "rejected": [{"role": "assistant", "content": pair.rejected}],
-            "probability": pair.probability,
-            "weight": pair.weight / mean,
-            "group": groups.setdefault(pair.prompt.messages, len(groups)),
-        }
-        for pair in unequal
-    ]
-    return rows, {"held_out": len(preferences) - len(used), "equal_texts": len(used) - len(unequal)}
+    held_out, equal_texts, weights = 0, 0, array("d")
+    for pair in preferences:
+        if not _may_be_trained_on(pair):
+            held_out += 1
+        elif pair.chosen == pair.rejected:
+            equal_texts += 1
+        else:
+            weights.append(pair.weight)
+    mean = sum(weights) / max(1, len(weights))
+
+    def rows() -> Iterator[Row]:
+        for pair in preferences:
+            if _may_be_trained_on(pair) and pair.chosen != pair.rejected:
+                yield {
+                    "prompt": chat(pair.prompt.messages),
+                    "chosen": [{"role": "assistant", "content": pair.chosen}],
+                    "rejected": [{"role": "assistant", "content": pair.rejected}],
+                    "probability": pair.probability,
+                    "weight": pair.weight / mean,
+                    "group": int.from_bytes(key_of(pair.prompt.messages)[:8], signed=True),
+                }
+
+    return rows(), {"held_out": held_out, "equal_texts": equal_texts}
+
+
+def _may_be_trained_on(pair: "Preference") -> bool:
+    return pair.split == "train" and pair.prompt.split == "train"
 
 
 def plain_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
@@ -61,8 +86,10 @@ def plain_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) 
     return [{**message, "content": plain(tokenizer, message["content"])} for message in messages]
 
 
-def fitting(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tuple[list[Row], dict[str, int]]:
+def fitting(rows: Iterable[Row], tokenizer: Tokenizer, max_length: int) -> tuple[Iterator[Row], dict[str, int]]:
     """The rows that can be trained on as they are, without control tokens, and how many were left out and why.
+
+    The numbers are counted while the rows are taken.
 
     `too_long`: a conversation has more than `max_length` tokens; the trainers would cut a longer reply (SFT, DPO), and
     so teach to stop nowhere, or drop the pair in silence (reward). `rewritten`: the chat template changes a reply, as
@@ -72,24 +99,28 @@ def fitting(rows: Sequence[Row], tokenizer: Tokenizer, max_length: int) -> tuple
         RunError: nothing is left to train on.
         ModelError: the chat template refuses a row.
     """
-    kept: list[Row] = []
     left_out = {"too_long": 0, "rewritten": 0}
-    for original in rows:
-        columns = [key for key in COMPLETIONS if key in original]
-        row = original | {key: plain_messages(tokenizer, original[key]) for key in ("prompt", *columns)}
-        if any(len(token_ids(tokenizer, row["prompt"] + row[key])) > max_length for key in columns):
-            left_out["too_long"] += 1
-        elif not all(_word_for_word(tokenizer, row["prompt"], row[key]) for key in columns):
-            left_out["rewritten"] += 1
-        else:
-            kept.append(row)
-    if not kept:
-        raise RunError(
-            f"Nothing to train on: of {len(rows)} rows {left_out['too_long']} are longer than max_length={max_length} "
-            f"tokens, and the chat template rewrites the replies of {left_out['rewritten']}; give more prompts, or "
-            "raise max_length"
-        )
-    return kept, left_out
+
+    def kept() -> Iterator[Row]:
+        some = False
+        for original in rows:
+            columns = [key for key in COMPLETIONS if key in original]
+            row = original | {key: plain_messages(tokenizer, original[key]) for key in ("prompt", *columns)}
+            if any(len(token_ids(tokenizer, row["prompt"] + row[key])) > max_length for key in columns):
+                left_out["too_long"] += 1
+            elif not all(_word_for_word(tokenizer, row["prompt"], row[key]) for key in columns):
+                left_out["rewritten"] += 1
+            else:
+                some = True
+                yield row
+        if not some:
+            raise RunError(
+                f"Nothing to train on: of {sum(left_out.values())} rows {left_out['too_long']} are longer than "
+                f"max_length={max_length} tokens, and the chat template rewrites the replies of "
+                f"{left_out['rewritten']}; give more prompts, or raise max_length"
+            )
+
+    return kept(), left_out
 
 
 def _word_for_word(tokenizer: Tokenizer, prompt: list[dict[str, str]], reply: list[dict[str, str]]) -> bool:
@@ -130,8 +161,38 @@ def render(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool = 
     return ids
 
 
-def dataset(rows: Sequence[Row]) -> Any:  # noqa: ANN401 - the library has no types
+def on_disk(rows: Iterable[Row], folder: Path) -> "Dataset":
+    """The rows in a file of the folder, which is made anew, as the trainers want them: read as they are needed.
+
+    What the trainers make of them comes to lie in the folder as well. The main process writes it for all; the others go
+    through the rows too, and so know what was counted on the way. There must be a row.
+    """
+    from datasets import Dataset, Features, Json, List
+    from datasets.arrow_writer import ArrowWriter  # type: ignore[import-untyped]
+
+    file = folder / "rows.arrow"
+    if processes.is_main():
+        iterator = iter(rows)
+        first = next(iterator)
+        # Of columns with a type for all keys, a message would be given the keys that only others have.
+        messages = {key: List(Json()) for key in ("prompt", *COMPLETIONS) if key in first}
+        features = Features(Dataset.from_list([first]).features | messages)
+        with writing(file):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            with ArrowWriter(path=str(file), features=features) as writer:
+                for row in chain([first], iterator):
+                    writer.write(row)
+                writer.finalize()
+    else:
+        for _ in rows:
+            pass
+    processes.wait()
+    return Dataset.from_file(str(file))
+
+
+def dataset(rows: Sequence[Row]) -> "Dataset":
     """The rows in memory, as the trainers want them."""
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
 
     return Dataset.from_list(list(rows))

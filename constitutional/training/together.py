@@ -7,26 +7,30 @@ prompt is the mean over its pairs, by their weights, of the cross-entropy with t
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
 
-from constitutional.training.rows import Row, dataset
+from constitutional.training.rows import Row, on_disk
 
 if TYPE_CHECKING:
     import torch
+    from datasets import Dataset  # type: ignore[import-untyped]
 
 COLUMNS: Final = ("chosen_ids", "rejected_ids", "probability", "weight")
 
 
-def together(pairs: Any) -> Any:  # noqa: ANN401 - the library has no types
+def together(pairs: "Dataset", folder: Path) -> "Dataset":
     """The pairs of each prompt as one row, in the order of their first: every column of `COLUMNS` holds a list.
 
     Args:
-        pairs: a data set of tokenized pairs, of which those with the same `group` are of one prompt.
+        pairs: tokenized pairs, of which those with the same `group` are of one prompt.
+        folder: where the rows are to lie.
     """
-    groups: defaultdict[int, list[Row]] = defaultdict(list)
-    for pair in pairs.select_columns([*COLUMNS, "group"]):
-        groups[pair["group"]].append(pair)
-    return dataset([{name: [pair[name] for pair in group] for name in COLUMNS} for group in groups.values()])
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for place, group in enumerate(pairs["group"]):
+        places[group].append(place)
+    columns = pairs.select_columns([*COLUMNS])
+    return on_disk((columns[of_one] for of_one in places.values()), folder)
 
 
 class PairsTogether:

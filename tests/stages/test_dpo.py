@@ -10,6 +10,7 @@ from constitutional.base.records import Message, Preference, Prompt
 from constitutional.engines.local import load_model
 from constitutional.runs.compose import compose
 from constitutional.runs.pipeline import stages_of
+from constitutional.stages import dpo
 from constitutional.stages.dpo import (
     Settings,
     likelihood_correction,
@@ -21,7 +22,7 @@ from constitutional.stages.dpo import (
 from constitutional.stages.reward import write_normalisation
 from constitutional.stages.summaries import DpoSummary
 from constitutional.training.reward_model import load_reward_model, raw_scores
-from constitutional.training.rows import preference_rows
+from constitutional.training.rows import on_disk, preference_rows
 from constitutional.training.saving import save_model
 from constitutional.training.trl import LoraSettings, fit, load_policy
 from tests.tiny import FAMILIES, OneStage, tiny_model
@@ -87,8 +88,8 @@ def test_the_loss_is_the_cross_entropy_with_soft_targets(models: Path, tmp_path:
 
     reference, tokenizer = load_model(tiny_model(models, family), dtype="float64")
     policy, _ = load_model(tiny_model(models, family), dtype="float64")
-    rows, _ = preference_rows([preference(1, 0.7), preference(2, 1.0), preference(3, 0.5)])
-    trainer = soft_dpo_trainer(policy, tokenizer, rows, Settings(beta=0.02), tmp_path, 0)
+    rows = list(preference_rows([preference(1, 0.7), preference(2, 1.0), preference(3, 0.5)])[0])
+    trainer = soft_dpo_trainer(policy, tokenizer, on_disk(rows, tmp_path / "rows"), Settings(beta=0.02), tmp_path, 0)
     moved(policy)
     loss = loss_of(trainer, policy)
 
@@ -125,11 +126,11 @@ def test_every_loss_is_the_one_that_its_paper_defines(models: Path, tmp_path: Pa
     settings = Settings(beta=BETA, **changes)
     reference, tokenizer = load_model(tiny_model(models), dtype="float64")
     policy, _ = load_model(tiny_model(models), dtype="float64")
-    rows, _ = preference_rows([preference(1, 0.7), preference(2, 1.0), preference(3, 0.5)])
+    rows = list(preference_rows([preference(1, 0.7), preference(2, 1.0), preference(3, 0.5)])[0])
     if settings.margin:
-        rows = with_margins(rows, settings)
+        rows = list(with_margins(rows, settings))
         assert [row["margin"] for row in rows] == pytest.approx([0.4 * settings.margin_scale, settings.margin_scale, 0])
-    trainer = soft_dpo_trainer(policy, tokenizer, rows, settings, tmp_path, 0)
+    trainer = soft_dpo_trainer(policy, tokenizer, on_disk(rows, tmp_path / "rows"), settings, tmp_path, 0)
     moved(policy)
     loss = loss_of(trainer, policy)
 
@@ -187,13 +188,14 @@ def test_a_pair_counts_in_the_term_that_keeps_chosen_replies_likely_by_its_weigh
 
 
 def test_the_whole_loss_weighs_pairs_in_both_terms(models: Path, tmp_path: Path) -> None:
-    rows, _ = preference_rows([preference(1, 1.0), preference(2, 1.0)])
+    rows = list(preference_rows([preference(1, 1.0), preference(2, 1.0)])[0])
 
     def loss(*weights: float) -> float:
         policy, tokenizer = load_model(tiny_model(models), dtype="float64")
         weighed = [row | {"weight": weight} for row, weight in zip(rows, weights, strict=True)]
+        kept = on_disk(weighed, tmp_path / "rows")
         settings = Settings(beta=BETA, loss_type=("sigmoid", "sft"), loss_weights=(1.0, 0.5))
-        trainer = soft_dpo_trainer(policy, tokenizer, weighed, settings, tmp_path, 0)
+        trainer = soft_dpo_trainer(policy, tokenizer, kept, settings, tmp_path, 0)
         moved(policy)
         return loss_of(trainer, policy)
 
@@ -204,14 +206,17 @@ def test_the_whole_loss_weighs_pairs_in_both_terms(models: Path, tmp_path: Path)
     assert loss(0.0, 0.0) == pytest.approx(0.0, abs=2e-6)
 
 
-def test_a_margin_is_a_lead_by_the_runs_reward_models(models: Path, tmp_path: Path) -> None:
+def test_a_margin_is_a_lead_by_the_runs_reward_models(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model, tokenizer = load_reward_model(tiny_model(models), new_head=True, seed=3)
     model.save_pretrained(tmp_path / "reward" / "0")
     tokenizer.save_pretrained(tmp_path / "reward" / "0")
     write_normalisation(tmp_path / "reward", [{"mean": 0.5, "deviation": 0.25}], 1)
-    rows, _ = preference_rows([preference(number, 0.8) for number in (1, 2)])
+    rows, _ = preference_rows([preference(number, 0.8) for number in (1, 2, 3)])
+    monkeypatch.setattr(dpo, "LARGE", 2)  # rows that are scored at once
     made = with_margins(rows, Settings(margin="reward_model", margin_scale=2.0), tmp_path / "reward")
-    for number, row in zip((1, 2), made, strict=True):
+    for number, row in zip((1, 2, 3), made, strict=True):
         asked = Message("user", f"Question {number}?")
         replies = [(asked, Message("assistant", text)) for text in (f"Yes, {number}.", f"No, certainly not {number}.")]
         chosen, rejected = raw_scores(model, tokenizer, replies)
@@ -289,7 +294,8 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(
 
     def train(folder: Path, *callbacks: TrainerCallback) -> None:
         model, tokenizer = load_policy(tiny_model(models), settings)
-        rows, _ = preference_rows([preference(number, 0.8) for number in range(16)])
+        made, _ = preference_rows([preference(number, 0.8) for number in range(16)])
+        rows = on_disk(made, folder / "checkpoints/rows")
         trainer = soft_dpo_trainer(model, tokenizer, rows, settings, folder / "checkpoints", 0)
         for callback in callbacks:
             trainer.add_callback(callback)

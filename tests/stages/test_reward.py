@@ -7,6 +7,7 @@ from typing import Any, Literal
 import pytest
 import torch
 
+from constitutional.base import shards
 from constitutional.base.errors import ModelError
 from constitutional.base.files import digest_of
 from constitutional.base.records import Message, Preference, Prompt, Split
@@ -25,7 +26,7 @@ from constitutional.stages.reward import (
 )
 from constitutional.stages.summaries import RewardQuality, RewardSummary
 from constitutional.training.reward_model import has_members, load_reward_model, raw_scores, score
-from constitutional.training.rows import preference_rows
+from constitutional.training.rows import on_disk, preference_rows
 from constitutional.training.saving import save_model
 from constitutional.training.trl import LoraSettings, fit
 from tests.tiny import FAMILIES, OneStage, tiny_model
@@ -68,7 +69,7 @@ def test_the_loss_is_the_cross_entropy_with_soft_targets(models: Path, tmp_path:
     model, tokenizer = load_reward_model(tiny_model(models, family), new_head=True, dtype="float64")
     items = [preference(1, 0.7), preference(2, 1.0), preference(3, 0.5)]
     rows, _ = preference_rows(items)
-    trainer = soft_reward_trainer(model, tokenizer, rows, Settings(), tmp_path, 0)
+    trainer = soft_reward_trainer(model, tokenizer, on_disk(rows, tmp_path / "rows"), Settings(), tmp_path, 0)
     data: Any = trainer.train_dataset
     batch = trainer.data_collator([data[index] for index in range(3)])
     loss = trainer.compute_loss(model, batch)  # type: ignore[no-untyped-call]
@@ -105,7 +106,7 @@ def test_pairs_of_a_ranking_share_the_weight_of_one(models: Path, tmp_path: Path
     model, tokenizer = load_reward_model(tiny_model(models), new_head=True, dtype="float64")
     items = [*ranked(1, "abcd"), preference(2, 0.7)]
     rows, _ = preference_rows(items)
-    trainer = soft_reward_trainer(model, tokenizer, rows, Settings(), tmp_path, 0)
+    trainer = soft_reward_trainer(model, tokenizer, on_disk(rows, tmp_path / "rows"), Settings(), tmp_path, 0)
     data: Any = trainer.train_dataset
     loss = trainer.compute_loss(model, trainer.data_collator(list(data)))  # type: ignore[no-untyped-call]
     ranking = sum(by_hand(model, tokenizer, item) for item in items[:6]) / 6
@@ -117,7 +118,7 @@ def test_pairs_together_pass_each_reply_once_with_the_same_loss(models: Path, tm
     items = [*ranked(1, "abcd"), *ranked(2, "ef"), preference(3, 0.7)]
     rows, _ = preference_rows(items[::-1])
     settings = Settings(pairs_together=True)
-    trainer = soft_reward_trainer(model, tokenizer, rows, settings, tmp_path, 0)
+    trainer = soft_reward_trainer(model, tokenizer, on_disk(rows, tmp_path / "rows"), settings, tmp_path, 0)
     data: Any = trainer.train_dataset
     assert (len(data), pairs_of(trainer)) == (3, 8)
     batch = trainer.data_collator(list(data))
@@ -360,7 +361,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(models: Path, tm
 
     def train(folder: Path, *callbacks: TrainerCallback) -> None:
         model, tokenizer = load_reward_model(tiny_model(models), new_head=True, seed=1)
-        rows, _ = preference_rows(MANY)
+        rows = on_disk(preference_rows(MANY)[0], folder / "checkpoints/rows")
         trainer = soft_reward_trainer(model, tokenizer, rows, QUICK, folder / "checkpoints", 1)
         for callback in callbacks:
             trainer.add_callback(callback)
@@ -425,6 +426,18 @@ def test_what_the_trainer_drops_is_counted_also_where_a_kill_came_after_the_trai
     for context in contexts:
         drop_checkpoints(context.folder)  # as a run does once the stage is done
     assert digest_of(contexts[1].folder) == digest_of(contexts[0].folder)
+
+
+def test_preferences_in_shards_come_to_the_same(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "LARGE", 10)
+    path, _ = shards.write_artifact(tmp_path, "preferences", [*MANY, *HELD_OUT])
+    contexts = []
+    for name, rows in (("held", [*MANY, *HELD_OUT]), ("streamed", shards.Shards(path, Preference))):
+        contexts.append(OneStage(tmp_path / name, {"sft_model": tiny_model(models)}, {"preferences": rows}))  # type: ignore[dict-item]
+        run(QUICK.model_copy(update={"epochs": 1.0, "pairs_together": True}), contexts[-1])
+    held, streamed = contexts
+    assert streamed.said == held.said
+    assert digest_of(streamed.output("reward_model")) == digest_of(held.output("reward_model"))
 
 
 def test_without_a_preference_to_learn_from_there_is_no_reward_model(models: Path, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from constitutional.stages.sft import (
     sft_trainer,
 )
 from constitutional.stages.summaries import SftSummary
-from constitutional.training.rows import supervised_rows
+from constitutional.training.rows import on_disk, supervised_rows
 from constitutional.training.saving import save_model
 from constitutional.training.trl import LoraSettings, fit, load_policy
 from tests.tiny import FAMILIES, OneStage, tiny_model
@@ -242,7 +242,7 @@ def test_the_loss_is_on_the_reply_and_the_token_that_ends_it(
         {"role": "user", "content": "Two?"},
     ]
     row = {"prompt": prompt, "completion": [{"role": "assistant", "content": "The reply."}]}
-    trainer = sft_trainer(model, tokenizer, [row], QUICK, tmp_path, 0)
+    trainer = sft_trainer(model, tokenizer, on_disk([row], tmp_path / "rows"), QUICK, tmp_path, 0)
     data: Any = trainer.train_dataset
     ids, labels = torch.tensor(data[0]["input_ids"]), torch.tensor(data[0]["labels"])
     learned = str(tokenizer.decode(ids[labels != -100]))
@@ -286,7 +286,7 @@ def test_training_makes_the_revisions_likelier_and_the_same_seed_gives_the_same_
             "by_trainer": 0,
         },
     )
-    assert first.rows["sft_examples"] == examples(MANY, Settings(helpful_share=0.2), seed=0).examples
+    assert first.rows["sft_examples"] == list(examples(MANY, Settings(helpful_share=0.2), seed=0).examples)
     assert first.warnings == []
     assert sorted(path.name for path in first.folder.iterdir()) == ["checkpoints", "sft_model", "training_log.jsonl"]
 
@@ -334,9 +334,8 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights_and_log(models: 
 
     def train(folder: Path, *callbacks: TrainerCallback) -> None:
         model, tokenizer = load_policy(tiny_model(models), QUICK)
-        trainer = sft_trainer(
-            model, tokenizer, supervised_rows(examples(MANY, QUICK, 0).examples), QUICK, folder / "checkpoints", 0
-        )
+        rows = on_disk(supervised_rows(examples(MANY, QUICK, 0).examples), folder / "checkpoints/rows")
+        trainer = sft_trainer(model, tokenizer, rows, QUICK, folder / "checkpoints", 0)
         for callback in callbacks:
             trainer.add_callback(callback)
         fit(trainer, log=folder / "log.jsonl", label="sft")

@@ -14,6 +14,7 @@ from constitutional.base.errors import ConfigurationError
 from constitutional.stages import dpo, reward, sft
 from constitutional.training import processes
 from constitutional.training.processes import Shares, shared
+from constitutional.training.rows import on_disk
 from constitutional.training.saving import put_together
 from constitutional.training.trl import (
     LoraSettings,
@@ -151,7 +152,8 @@ def test_packed_examples_do_not_see_each_other(tmp_path: Path) -> None:
     for packing in (False, True):
         settings = sft.Settings(epochs=1, batch_size=3, packing=packing, warmup=0, log_every=1, checkpoint_every=1)
         model, tokenizer = load_policy(tiny_model(tmp_path), settings)
-        trainer = sft.sft_trainer(model, tokenizer, ROWS[:3], settings, tmp_path / str(packing), seed=0)
+        rows = on_disk(ROWS[:3], tmp_path / "rows")
+        trainer = sft.sft_trainer(model, tokenizer, rows, settings, tmp_path / str(packing), seed=0)
         assert len(trainer.train_dataset) == (1 if packing else 3)  # type: ignore[arg-type]
         batch = next(iter(trainer.get_train_dataloader()))
         loss = trainer.compute_loss(model, batch)  # type: ignore[no-untyped-call]
@@ -242,18 +244,18 @@ def train(model: Path, output: Path, kind: str) -> dict[str, Any]:
     folder = output / kind
     try:
         trainer: Any
+        rows = on_disk((ROWS if kind in ("sft", "packed") else PAIRS)[: case.rows], folder / "rows")
         if kind in ("sft", "packed"):
             settings = sft.Settings(**common, packing=kind == "packed")
             policy, tokenizer = load_model(model, dtype="float64")
-            trainer = sft.sft_trainer(policy, tokenizer, ROWS[: case.rows], settings, folder, seed=0)
+            trainer = sft.sft_trainer(policy, tokenizer, rows, settings, folder, seed=0)
         elif kind in ("dpo", "divided"):
             policy, tokenizer = load_model(model, dtype="float64")
-            rows = PAIRS[: case.rows]
             trainer = dpo.soft_dpo_trainer(policy, tokenizer, rows, dpo.Settings(**common), folder, seed=0)
         else:
             scorer, tokenizer = load_reward_model(model, new_head=True, dtype="float64")
             of_reward = reward.Settings(**common, pairs_together=kind == "together")
-            trainer = reward.soft_reward_trainer(scorer, tokenizer, PAIRS[: case.rows], of_reward, folder, seed=0)
+            trainer = reward.soft_reward_trainer(scorer, tokenizer, rows, of_reward, folder, seed=0)
         folder.mkdir(parents=True, exist_ok=True)
         fit(trainer, log=folder / "log.jsonl", label=kind)
         return {

@@ -21,6 +21,7 @@ from constitutional.training.ppo import critic
 from constitutional.training.ppo.rollout import load_reward_models
 from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import check_reward_model, load_reward_model, raw_scores
+from constitutional.training.rows import on_disk
 from constitutional.training.saving import save_model
 from constitutional.training.trl import LoraSettings, fit
 from tests.tiny import tiny_model
@@ -79,7 +80,8 @@ def test_a_reward_model_is_trained_of_an_architecture_that_has_no_class_for_it(t
     settings = reward.Settings(
         epochs=1, batch_size=2, learning_rate=1e-2, max_length=128, log_every=1, checkpoint_every=1, lora=lora
     )
-    trainer = reward.soft_reward_trainer(model, tokenizer, PAIRS, settings, tmp_path / "checkpoints", 0)
+    rows = on_disk(PAIRS, tmp_path / "rows")
+    trainer = reward.soft_reward_trainer(model, tokenizer, rows, settings, tmp_path / "checkpoints", 0)
     fit(trainer, log=tmp_path / "log.jsonl", label="reward")
     save_model(trainer, tmp_path / "reward")
     assert json.loads((tmp_path / "reward/config.json").read_text())["architectures"] == [

@@ -11,6 +11,7 @@ from constitutional.base.progress import Progress
 from constitutional.stages import dpo, grpo, reward, sft
 from constitutional.training import rewards
 from constitutional.training.reward_model import load_reward_model
+from constitutional.training.rows import on_disk
 from constitutional.training.tracking import NOT_TRACKED
 from constitutional.training.trl import (
     COMPLETE,
@@ -82,13 +83,13 @@ def test_a_checkpoint_in_other_shards_is_refused_and_stays(tmp_path: Path) -> No
     checkpoint.mkdir()
     _complete(checkpoint, "FSDP")
     _check_kind(checkpoint, "FSDP")
-    with pytest.raises(RunError, match=r"weights in shards of FSDP, and this one keeps them whole; go on with"):
+    with pytest.raises(RunError, match=r"in shards of FSDP, and this one keeps them whole; go on with the launch"):
         _check_kind(checkpoint, "")
     assert checkpoint.exists()
     _complete(checkpoint, "")
     _check_kind(checkpoint, "")
-    with pytest.raises(RunError, match=r"weights whole, and this one keeps them in shards of ZeRO-3"):
-        _check_kind(checkpoint, "ZeRO-3")
+    with pytest.raises(RunError, match=r"whole, and this one keeps them in shards of ZeRO-3 over 2 processes;"):
+        _check_kind(checkpoint, "ZeRO-3 over 2 processes")
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
@@ -122,14 +123,14 @@ def trainer(kind: str, model: Path, folder: Path, count: int, **settings: Any) -
     if kind == "sft":
         policy, tokenizer = load_policy(model, sft.Settings(**common))
         rows = [row | {"completion": turn("assistant", "word " * 5)} for row in prompts]
-        return sft.sft_trainer(policy, tokenizer, rows, sft.Settings(**common), folder, 0)
+        return sft.sft_trainer(policy, tokenizer, on_disk(rows, folder / "rows"), sft.Settings(**common), folder, 0)
     pair = {"chosen": turn("assistant", "good good"), "rejected": turn("assistant", "bad")}
-    rows = [row | pair | {"probability": 0.9, "weight": 1.0} for row in prompts]
+    pairs = on_disk([row | pair | {"probability": 0.9, "weight": 1.0} for row in prompts], folder / "rows")
     if kind == "dpo":
         policy, tokenizer = load_policy(model, dpo.Settings(**common))
-        return dpo.soft_dpo_trainer(policy, tokenizer, rows, dpo.Settings(**common), folder, 0)
+        return dpo.soft_dpo_trainer(policy, tokenizer, pairs, dpo.Settings(**common), folder, 0)
     policy, tokenizer = load_reward_model(model, new_head=True)
-    return reward.soft_reward_trainer(policy, tokenizer, rows, reward.Settings(**common), folder, 0)
+    return reward.soft_reward_trainer(policy, tokenizer, pairs, reward.Settings(**common), folder, 0)
 
 
 KINDS = ("sft", "reward", "dpo", "grpo", "rloo")
@@ -190,3 +191,17 @@ def test_weights_that_are_no_numbers_end_the_training_also_between_two_lines_of_
         assert all(bool(weight.isfinite().all()) for weight in made.model.parameters())
         assert rate < 1e30
     assert not list((tmp_path / "c").glob("*/complete")) or torch.isfinite(next(made.model.parameters())).all()
+
+
+def test_a_part_of_an_epoch_that_is_done_is_not_trained_on_further(models: Path, tmp_path: Path) -> None:
+    def go() -> tuple[int, dict[str, Any], str]:
+        begun = trainer("sft", models, tmp_path, 8, epochs=1.5, batch_size=2, checkpoint_every=1, log_every=1)
+        fitted = fit(begun, log=tmp_path / "log.jsonl", label="sft")
+        weights = {name: weight.detach().clone() for name, weight in begun.model.named_parameters()}
+        return fitted.steps, weights, (tmp_path / "log.jsonl").read_text()
+
+    steps, weights, log = go()
+    assert steps == 6
+    again, same, log_of_again = go()  # as after a kill before the stage was noted down as done
+    assert (again, log_of_again) == (steps, log)
+    assert all(weight.equal(same[name]) for name, weight in weights.items())
