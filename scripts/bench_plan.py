@@ -185,7 +185,7 @@ def run_reward(folder: Path, case: Case, output: Path) -> None:
 
     settings = settings_of(case)
     rows = on_disk(rows_of(3 * settings.rows_per_step, ["chosen", "rejected"]), output / "rows")
-    model, tokenizer = load_reward_model(folder)
+    model, tokenizer = load_reward_model(folder, new_head=True)
     _fit(reward.soft_reward_trainer(model, tokenizer, rows, settings, output, 0), output)
     del model
     free_memory()

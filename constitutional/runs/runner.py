@@ -78,7 +78,7 @@ from constitutional.stages import critique_revise, evaluate, mix, online, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
-from constitutional.training.reward_model import NORMALISATION, has_members
+from constitutional.training.reward_model import NORMALISATION, check_reward_model, has_members
 from constitutional.training.rewards import OnlineSettings
 from constitutional.training.tracking import check_installed
 from constitutional.training.trl import TrainingSettings, check_kernels
@@ -127,7 +127,7 @@ def run(
             run_context.constitution = as_used(files.constitution, config.run_folder / USED)
             if open_stages := runner.unfinished(stages):
                 check_keys(run_context, open_stages)
-                _check_model(config, files, trains=any(stage.trains for stage in stages))
+                _check_model(config, files, stages)
             # Only now: it takes seconds, and what is set wrongly is told at once.
             run_context.constitution = as_models_read(config, files.constitution, progress.say)
         constitution = run_context.constitution
@@ -285,6 +285,7 @@ def ready(config: RunConfig) -> InputFiles:
     for model in filter(None, (config.evaluate.gold_reward_model, config.spotcheck.reward_model)):
         if not (any((model / name).exists() for name in ("config.json", NORMALISATION)) and has_members(model)):
             raise InputError(model, "holds no reward model; name a folder such as runs/NAME/07_reward/reward_model")
+        check_reward_model(model)
     return InputFiles(constitution, prompts, human)
 
 
@@ -309,16 +310,17 @@ def _check_answers(config: RunConfig, constitution: Constitution, prompts: Promp
         read_answers(config.report.violations, None)
 
 
-def _check_model(config: RunConfig, files: InputFiles, *, trains: bool) -> None:
+def _check_model(config: RunConfig, files: InputFiles, stages: Iterable[Stage]) -> None:
     """Refuse a model that cannot be trained, and prompts and pairs that it cannot read, before drafts are paid for.
 
     Pairs that are too long are left out and counted later.
     """
     folder, model = model_folder(config.model.path, config.model.revision), config.model
-    if trains:
+    if training := [stage for stage in stages if stage.trains]:
         from constitutional.training.preflight import preflight_folder
 
-        preflight_folder(folder, pad_token=model.pad_token, template=model.template)
+        scorer = any("reward_model" in stage.makes for stage in training)
+        preflight_folder(folder, pad_token=model.pad_token, template=model.template, scorer=scorer)
     from constitutional.engines.chat import room_to_reply
 
     lengths = {

@@ -205,7 +205,7 @@ def _conversation(preference: Preference, reply: str) -> tuple[Message, ...]:
 def train_member(number: int, rows: "Dataset", settings: Settings, context: StageContext) -> int:
     """Train and save one member of the ensemble; returns how many of the rows the trainer kept."""
     seed = seed_of(context.seed, "reward", number)
-    model, tokenizer = load_reward_model(context.model("sft_model"), seed=seed)
+    model, tokenizer = load_reward_model(context.model("sft_model"), new_head=True, seed=seed)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output(f"checkpoints/{number}"), seed)
     log = "training_log.jsonl" if number == 0 else f"training_log_{number}.jsonl"
     label = f"reward {number + 1} of {settings.members}"
@@ -297,7 +297,7 @@ def run(settings: Settings, context: StageContext) -> None:
 
 
 def _kept_by_trainer(rows: "Dataset", settings: Settings, context: StageContext) -> int:
-    model, tokenizer = load_reward_model(context.model("sft_model"))
+    model, tokenizer = load_reward_model(context.model("sft_model"), new_head=True)
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output("checkpoints"), context.seed)
     read_whole()
     return pairs_of(trainer)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ModelError
 from constitutional.engines.chat import Arguments, Tokenizer, end_tokens, load_tokenizer
+from constitutional.training.reward_model import make_scorer_known
 from constitutional.training.rows import render
 
 if TYPE_CHECKING:
@@ -23,8 +24,12 @@ def preflight(tokenizer: Tokenizer, model: "PreTrainedModel") -> None:
     _refuse(str(model.config.name_or_path), _problems(tokenizer, embeddings.weight.shape[0], ends))
 
 
-def preflight_folder(folder: Path, *, pad_token: str | None = None, template: Arguments | None = None) -> None:
+def preflight_folder(
+    folder: Path, *, pad_token: str | None = None, template: Arguments | None = None, scorer: bool = False
+) -> None:
     """The same checks for a model whose weights are not loaded, before anything is asked of it: answers cost time too.
+
+    With `scorer` also whether a reward model can be made of it.
 
     Raises:
         ModelError: names every problem found, or why the folder cannot be read.
@@ -39,6 +44,8 @@ def preflight_folder(folder: Path, *, pad_token: str | None = None, template: Ar
     file = folder / "generation_config.json"
     generation = GenerationConfig.from_pretrained(folder) if file.exists() else None
     ends = end_tokens(tokenizer, config, generation)
+    if scorer:
+        make_scorer_known(config)
     _refuse(str(folder), _problems(tokenizer, config.get_text_config().vocab_size, ends))
 
 

@@ -1,10 +1,12 @@
 """Reward models in use: loading, and scoring conversations that end with a reply."""
 
+import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
 from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
@@ -15,7 +17,7 @@ from constitutional.training.rows import chat, token_ids
 
 if TYPE_CHECKING:
     import torch
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 NORMALISATION = "normalisation.json"
 SCORED_TOGETHER = 32
@@ -121,25 +123,154 @@ def fold(folder: Path, reference: Moments, into: Path) -> float:
     return shift
 
 
-def load_reward_model(folder: Path, *, seed: int = 0, dtype: str = "float32") -> "tuple[PreTrainedModel, Tokenizer]":
-    """A model with one number as its output, and its tokenizer; a language model gets a head, drawn by the seed.
+def make_scorer_known(config: "PretrainedConfig") -> None:
+    """Have AutoModelForSequenceClassification know an architecture that transformers has no such class for.
 
-    The seed is set for all random generators of the process, whether a head is drawn or not.
+    The class is made as transformers makes its own, such as Llama's: of the mixin, and of what all models of the
+    architecture derive from. From then on the whole process knows it.
+
+    Raises:
+        ModelError: the architecture allows no such class.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, set_seed
+    from transformers import MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING as KNOWN
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    if type(config) in KNOWN:
+        return
+    name = type(config).__name__.removesuffix("Config") + "ForSequenceClassification"
+    try:
+        with torch.device("meta"):
+            policy: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+        if type(policy.config) is not type(config):  # the part of a larger model that reads and writes text
+            make_scorer_known(policy.config)
+            return
+        kinds = type(policy).__mro__
+        made: Any = type(
+            name,
+            (GenericForSequenceClassification, kinds[kinds.index(PreTrainedModel) - 1]),
+            {
+                "config_class": type(config),
+                "base_model_prefix": policy.base_model_prefix,
+                # Transformers looks into the module's source for what the architecture can do.
+                "__module__": type(policy).__module__,
+            },
+        )
+        with torch.device("meta"):
+            scorer = made._from_config(config)  # noqa: SLF001 - AutoModel calls it too
+    except (AttributeError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        raise _no_scorer(config, name, str(error)) from error
+    ours, theirs = ({key: w.shape for key, w in model.base_model.state_dict().items()} for model in (scorer, policy))
+    if ours != theirs:
+        raise _no_scorer(config, name, f"its weights would have other names than those of {type(policy).__name__}")
+    returned = inspect.signature(scorer.base_model.forward).return_annotation  # one class, or a union with tuple
+    kinds = get_args(returned) or (returned,)
+    if not any("past_key_values" in getattr(kind, "__dataclass_fields__", ()) for kind in kinds):
+        raise _no_scorer(config, name, "it keeps no keys and values, with which transformers' reward heads go")
+    KNOWN._extra_content[type(config)] = made  # noqa: SLF001 - `register` passes over transformers' own architectures
+
+
+def _no_scorer(config: "PretrainedConfig", name: str, problem: str) -> ModelError:
+    return ModelError(
+        f"{config.name_or_path}: no reward model or critic can be made of it: transformers has no {name}, and none can "
+        f"be made: {problem}. Take a model of another architecture, or end the run before a reward model is trained, "
+        "with until=mix"
+    )
+
+
+def check_reward_model(folder: Path) -> None:
+    """Refuse a folder whose reward models could not be loaded, or would score by a random head. No weights are loaded.
+
+    Raises:
+        ModelError: one cannot be used, and why.
+    """
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from constitutional.engines.model_files import INDEX, WEIGHTS
+
+    for member in members(folder):
+        try:
+            _reader(member)
+            config = AutoConfig.from_pretrained(member, num_labels=1)
+            make_scorer_known(config)
+            with torch.device("meta"):
+                model: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+            parts = {}
+            if not (member / WEIGHTS).exists():
+                parts = json.loads((member / INDEX).read_bytes())["weight_map"]
+            for name, weight in model.state_dict().items():
+                if not _is_head(name, model):
+                    continue
+                with safe_open(member / parts.get(name, next(iter(parts.values()), WEIGHTS)), framework="pt") as file:
+                    if name not in file.keys():  # noqa: SIM118 - it is no dict
+                        raise _headless(member, [name])
+                    if (shape := file.get_slice(name).get_shape()) != list(weight.shape):
+                        raise ModelError(
+                            f"{member}: its head {name} has the shape {shape}, and that of a reward model "
+                            f"{list(weight.shape)}, with one number as its output; name another model"
+                        )
+        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+            raise ModelError(f"{member}: cannot be loaded as a reward model: {error}") from error
+
+
+def _is_head(weight: str, model: Any) -> bool:  # noqa: ANN401
+    return not weight.startswith(f"{model.base_model_prefix}.")
+
+
+def _headless(folder: Path, missing: Iterable[str]) -> ModelError:
+    names = sorted(missing)
+    some = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+    return ModelError(
+        f"{folder}: holds no reward model: its weights lack {some}, which would be drawn at random; name a folder such "
+        "as runs/NAME/07_reward/reward_model, or a model that was saved for sequence classification"
+    )
+
+
+def _reader(folder: Path) -> Tokenizer:
+    """The tokenizer of a reward model, which has to know how conversations are put to it."""
+    tokenizer = load_tokenizer(folder)
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"{folder}: its tokenizer has no chat template, so conversations cannot be put to this reward model; put "
+            "the template that it was trained with there as chat_template.jinja"
+        )
+    return tokenizer
+
+
+def load_reward_model(
+    folder: Path, *, new_head: bool = False, seed: int = 0, dtype: str = "float32"
+) -> "tuple[PreTrainedModel, Tokenizer]":
+    """A model with one number as its output, and its tokenizer.
+
+    Args:
+        folder: where it is.
+        new_head: whether it may be a language model, which gets a head, drawn by the seed.
+        seed: set for all random generators of the process, whether a head is drawn or not.
+        dtype: torch's name of the numbers' format.
+
+    Raises:
+        ModelError: it cannot be loaded, lacks weights, or has no chat template.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     quiet_libraries()
-    set_seed(seed)
     try:
-        tokenizer = load_tokenizer(folder)
-        with suppress_seqcls_warning():
-            model = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True
+        tokenizer = _reader(folder)
+        make_scorer_known(AutoConfig.from_pretrained(folder))
+        set_seed(seed)
+        with suppress_seqcls_warning() if new_head else nullcontext():
+            model, found = AutoModelForSequenceClassification.from_pretrained(
+                folder, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
             )
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a reward model: {error}") from error
+    if missing := [name for name in found["missing_keys"] if not (new_head and _is_head(name, model))]:
+        raise _headless(folder, missing)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the head finds the last token
     if torch.cuda.is_available():
         return model.to("cuda").eval(), tokenizer
@@ -174,9 +305,15 @@ def raw_scores(
     conversations: Sequence[Sequence[Message]],
     batch_size: int = SCORED_TOGETHER,
 ) -> list[float]:
-    """A reward model's own numbers, one for each conversation; only their differences mean anything."""
+    """A reward model's own numbers, one for each conversation; only their differences mean anything.
+
+    Without a pad token conversations are read one by one. Another token in its place would not do: the head reads the
+    last token that is no padding, and this may be any token of the vocabulary.
+    """
     import torch
 
+    if tokenizer.pad_token_id is None:
+        batch_size = 1
     rows = [token_ids(tokenizer, chat(conversation)) for conversation in conversations]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     read: list[torch.Tensor] = []

@@ -129,7 +129,7 @@ def test_where_only_some_replies_are_scored_every_phase_has_as_many() -> None:
 
 
 def test_a_held_out_reward_model_of_a_run_is_normalised_and_any_other_taken_as_it_is(tmp_path: Path) -> None:
-    model, tokenizer = load_reward_model(tiny_model(tmp_path), seed=3)
+    model, tokenizer = load_reward_model(tiny_model(tmp_path), new_head=True, seed=3)
     for folder in (tmp_path / "other", tmp_path / "run" / "0"):
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import shutil
@@ -23,9 +24,9 @@ from constitutional.runs.compose import compose
 from constitutional.runs.context import WITHOUT_ENCODER, FinishedRun, as_models_read, selected
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import ENTRY, StageEntry, read_checked, write_checked
-from constitutional.runs.pipeline import Stage, stages_of
+from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
-from constitutional.runs.runner import compare, load_run, run
+from constitutional.runs.runner import _check_model, compare, load_run, ready, run
 from constitutional.runs.settings import RunConfig
 from constitutional.runs.status import outdated
 from constitutional.sandbox import MODEL_FOLDER
@@ -668,6 +669,21 @@ def test_a_model_that_cannot_be_trained_is_refused_before_anything_is_asked_of_i
     with pytest.raises(ModelError, match=r"model: cannot be trained as it is: .*begins with two '<\|begin\|>'"):
         run(configured(tmp_path, "experiment=sandbox", f"model.path={model}"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_model_of_which_no_reward_model_can_be_made_is_refused_only_where_one_is_wanted(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    model = tmp_path / "model"
+    shutil.copytree(MODEL_FOLDER, model, ignore=shutil.ignore_patterns("*.safetensors", "*.jsonl"))
+    (model / "model.safetensors").touch()
+    sizes = {"vocab_size": 4096, "hidden_size": 16, "state_size": 4, "num_hidden_layers": 1}
+    (model / "config.json").write_text(json.dumps({"model_type": "mamba", **sizes}))
+    words = ("experiment=sandbox", f"model.path={model}")
+    with pytest.raises(ModelError, match=r"model: no reward model or critic can be made of it: .* with until=mix"):
+        run(configured(tmp_path, *words))
+    assert not (tmp_path / "runs").exists()
+    config = configured(tmp_path, *words, "until=mix")
+    _check_model(config, ready(config), up_to("mix", stages_of(config)))
 
 
 def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tmp_path: Path) -> None:

@@ -209,7 +209,7 @@ def test_the_whole_loss_weighs_pairs_in_both_terms(models: Path, tmp_path: Path)
 def test_a_margin_is_a_lead_by_the_runs_reward_models(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, tokenizer = load_reward_model(tiny_model(models), seed=3)
+    model, tokenizer = load_reward_model(tiny_model(models), new_head=True, seed=3)
     model.save_pretrained(tmp_path / "reward" / "0")
     tokenizer.save_pretrained(tmp_path / "reward" / "0")
     write_normalisation(tmp_path / "reward", [{"mean": 0.5, "deviation": 0.25}], 1)

@@ -733,7 +733,7 @@ def test_elsewhere_the_labeler_is_asked_about_some_and_what_cannot_be_read_is_co
 def test_why_the_replies_of_a_training_have_no_gold_score_is_said_unless_a_reward_model_gives_one(
     tmp_path: Path, method: str, *, labeler_rewards: bool, reason: str
 ) -> None:
-    model, tokenizer = load_reward_model(tiny_model(tmp_path), seed=3)
+    model, tokenizer = load_reward_model(tiny_model(tmp_path), new_head=True, seed=3)
     model.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     for other in (None, tmp_path / "other"):
@@ -758,7 +758,7 @@ def test_why_the_replies_of_a_training_have_no_gold_score_is_said_unless_a_rewar
 def test_a_held_out_reward_model_scores_the_replies_as_well_and_of_none_there_is_nothing_to_score(
     tmp_path: Path,
 ) -> None:
-    model, tokenizer = load_reward_model(tiny_model(tmp_path), seed=3)
+    model, tokenizer = load_reward_model(tiny_model(tmp_path), new_head=True, seed=3)
     model.save_pretrained(tmp_path / "other")
     tokenizer.save_pretrained(tmp_path / "other")
     found = gold_of([BREAD], [rollout(1, ANSWER), rollout(1, "Other.")], gold_reward_model=tmp_path / "other")

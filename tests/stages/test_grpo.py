@@ -169,7 +169,7 @@ def test_every_source_and_principle_is_logged_apart_and_replies_are_kept(models:
 def test_the_runs_reward_models_score_as_they_do_elsewhere(models: Path, tmp_path: Path) -> None:
     folder, members = tmp_path / "reward", [{"mean": 0.5, "deviation": 0.1}, {"mean": -1.0, "deviation": 2.0}]
     for number in range(len(members)):
-        model, tokenizer = load_reward_model(tiny_model(models), seed=number)
+        model, tokenizer = load_reward_model(tiny_model(models), new_head=True, seed=number)
         model.save_pretrained(folder / str(number))
         tokenizer.save_pretrained(folder / str(number))
     (folder / NORMALISATION).write_text(json.dumps({"members": members}))

@@ -56,7 +56,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A random policy and a random reward model, with the moments that a run would have written beside it."""
     folder = tmp_path_factory.mktemp("models")
     policy = tiny_model(folder)
-    member, tokenizer = load_reward_model(policy, seed=1)
+    member, tokenizer = load_reward_model(policy, new_head=True, seed=1)
     member.save_pretrained(folder / "reward" / "0")
     tokenizer.save_pretrained(folder / "reward" / "0")
     moments(folder / "reward", 0.1)

@@ -66,7 +66,7 @@ def conversation(item: Preference, reply: str) -> tuple[Message, ...]:
 
 @pytest.mark.parametrize("family", ["", *FAMILIES])
 def test_the_loss_is_the_cross_entropy_with_soft_targets(models: Path, tmp_path: Path, family: str) -> None:
-    model, tokenizer = load_reward_model(tiny_model(models, family), dtype="float64")
+    model, tokenizer = load_reward_model(tiny_model(models, family), new_head=True, dtype="float64")
     items = [preference(1, 0.7), preference(2, 1.0), preference(3, 0.5)]
     rows, _ = preference_rows(items)
     trainer = soft_reward_trainer(model, tokenizer, on_disk(rows, tmp_path / "rows"), Settings(), tmp_path, 0)
@@ -103,7 +103,7 @@ def by_hand(model: Any, tokenizer: Any, item: Preference) -> float:  # noqa: ANN
 
 
 def test_pairs_of_a_ranking_share_the_weight_of_one(models: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_reward_model(tiny_model(models), dtype="float64")
+    model, tokenizer = load_reward_model(tiny_model(models), new_head=True, dtype="float64")
     items = [*ranked(1, "abcd"), preference(2, 0.7)]
     rows, _ = preference_rows(items)
     trainer = soft_reward_trainer(model, tokenizer, on_disk(rows, tmp_path / "rows"), Settings(), tmp_path, 0)
@@ -114,7 +114,7 @@ def test_pairs_of_a_ranking_share_the_weight_of_one(models: Path, tmp_path: Path
 
 
 def test_pairs_together_pass_each_reply_once_with_the_same_loss(models: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_reward_model(tiny_model(models), dtype="float64")
+    model, tokenizer = load_reward_model(tiny_model(models), new_head=True, dtype="float64")
     items = [*ranked(1, "abcd"), *ranked(2, "ef"), preference(3, 0.7)]
     rows, _ = preference_rows(items[::-1])
     settings = Settings(pairs_together=True)
@@ -140,7 +140,7 @@ def test_a_reward_model_learns_from_pairs_together(models: Path, tmp_path: Path)
 
 
 def test_scores_do_not_depend_on_what_is_scored_beside(models: Path) -> None:
-    model, tokenizer = load_reward_model(tiny_model(models, "qwen3"))
+    model, tokenizer = load_reward_model(tiny_model(models, "qwen3"), new_head=True)
     conversations = [conversation(MANY[0], "word " * count) for count in (9, 1, 30, 4)]
     together = raw_scores(model, tokenizer, conversations)
     assert together == pytest.approx([raw_scores(model, tokenizer, [each])[0] for each in conversations], abs=1e-6)
@@ -148,7 +148,7 @@ def test_scores_do_not_depend_on_what_is_scored_beside(models: Path) -> None:
 
 
 def test_weights_lie_where_a_processor_rounds_alike_whatever_file_they_are_read_from(models: Path) -> None:
-    model, _ = load_reward_model(tiny_model(models))
+    model, _ = load_reward_model(tiny_model(models), new_head=True)
     assert {weights.data_ptr() % 64 for weights in model.parameters()} == {0}
 
 
@@ -298,7 +298,7 @@ def test_adapters_train_the_head_which_is_saved(models: Path, tmp_path: Path, fa
     context = OneStage(tmp_path, {"sft_model": tiny_model(models, family)}, {"preferences": [*MANY, *HELD_OUT]})
     run(QUICK.model_copy(update={"lora": LoraSettings(rank=4)}), context)
     seed = seed_of(0, "reward", 0)
-    before = load_reward_model(tiny_model(models, family), seed=seed)[0].state_dict()
+    before = load_reward_model(tiny_model(models, family), new_head=True, seed=seed)[0].state_dict()
     after = load_reward_model(context.output("reward_model/0"))[0].state_dict()
     assert before.keys() == after.keys()
     assert not before["score.weight"].equal(after["score.weight"])
@@ -360,7 +360,7 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(models: Path, tm
                 raise KeyboardInterrupt
 
     def train(folder: Path, *callbacks: TrainerCallback) -> None:
-        model, tokenizer = load_reward_model(tiny_model(models), seed=1)
+        model, tokenizer = load_reward_model(tiny_model(models), new_head=True, seed=1)
         rows = on_disk(preference_rows(MANY)[0], folder / "checkpoints/rows")
         trainer = soft_reward_trainer(model, tokenizer, rows, QUICK, folder / "checkpoints", 1)
         for callback in callbacks:

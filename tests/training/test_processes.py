@@ -253,7 +253,7 @@ def train(model: Path, output: Path, kind: str) -> dict[str, Any]:
             policy, tokenizer = load_model(model, dtype="float64")
             trainer = dpo.soft_dpo_trainer(policy, tokenizer, rows, dpo.Settings(**common), folder, seed=0)
         else:
-            scorer, tokenizer = load_reward_model(model, dtype="float64")
+            scorer, tokenizer = load_reward_model(model, new_head=True, dtype="float64")
             of_reward = reward.Settings(**common, pairs_together=kind == "together")
             trainer = reward.soft_reward_trainer(scorer, tokenizer, rows, of_reward, folder, seed=0)
         folder.mkdir(parents=True, exist_ok=True)

@@ -129,7 +129,7 @@ def trainer(kind: str, model: Path, folder: Path, count: int, **settings: Any) -
     if kind == "dpo":
         policy, tokenizer = load_policy(model, dpo.Settings(**common))
         return dpo.soft_dpo_trainer(policy, tokenizer, pairs, dpo.Settings(**common), folder, 0)
-    policy, tokenizer = load_reward_model(model)
+    policy, tokenizer = load_reward_model(model, new_head=True)
     return reward.soft_reward_trainer(policy, tokenizer, pairs, reward.Settings(**common), folder, 0)
 
 

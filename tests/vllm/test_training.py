@@ -45,7 +45,7 @@ def ppo(folder: Path, lora: bool = False) -> None:
     from constitutional.training.reward_model import load_reward_model
     from constitutional.training.trl import LoraSettings
 
-    member, tokenizer = load_reward_model(MODEL_FOLDER, seed=1)
+    member, tokenizer = load_reward_model(MODEL_FOLDER, new_head=True, seed=1)
     member.save_pretrained(folder / "reward" / "0")
     tokenizer.save_pretrained(folder / "reward" / "0")
     write_normalisation(folder / "reward", [{"mean": 0.0, "deviation": 0.1}], 1)

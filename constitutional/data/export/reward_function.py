@@ -104,7 +104,34 @@ def _tokenizer(folder: Path) -> Any:  # noqa: ANN401 - of transformers
 @cache
 def _model(folder: Path) -> Any:  # noqa: ANN401
     import torch
-    from transformers import AutoModelForSequenceClassification
 
-    model = AutoModelForSequenceClassification.from_pretrained(folder, use_safetensors=True)
+    model = _kind_of(folder).from_pretrained(folder, use_safetensors=True)
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def _kind_of(folder: Path) -> Any:  # noqa: ANN401
+    """What loads the reward model: of an architecture that transformers has no such class for, the one it was made as.
+
+    The run made it in the same way, as transformers makes Llama's.
+    """
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+        AutoConfig,
+        AutoModelForSequenceClassification,
+        PreTrainedModel,
+    )
+    from transformers.modeling_layers import GenericForSequenceClassification
+
+    config: Any = AutoConfig.from_pretrained(folder)
+    if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return AutoModelForSequenceClassification
+    policy: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    kinds = policy.__mro__
+    named = {
+        "config_class": type(config),
+        "base_model_prefix": policy.base_model_prefix,
+        "__module__": policy.__module__,
+    }
+    parents = (GenericForSequenceClassification, kinds[kinds.index(PreTrainedModel) - 1])
+    return type(config.architectures[0], parents, named)

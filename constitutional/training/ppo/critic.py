@@ -8,6 +8,8 @@ from the reward model, whose score of a whole reply it has to foresee.
 import copy
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from constitutional.training.reward_model import make_scorer_known
+
 if TYPE_CHECKING:
     import torch
 
@@ -38,6 +40,7 @@ def of_policy(policy: Any) -> Any:  # noqa: ANN401
     import torch
     from transformers import AutoModelForSequenceClassification
 
+    make_scorer_known(policy.config)
     config = copy.deepcopy(policy.config)
     config.num_labels = 1
     critic: Any = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]

@@ -219,6 +219,11 @@ def load_reward_models(source: Any, tokenizer: Tokenizer, device: "torch.device"
     Only the folder that a run made has a mean and a deviation; other models' scores are taken as they are.
     """
     if not isinstance(source, str | Path):
+        if not tokenizer.chat_template:
+            raise ModelError(
+                f"{tokenizer.name_or_path}: this tokenizer has no chat template, so conversations cannot be put to the "
+                "reward model; set reward_processing_class.chat_template to the template that it was trained with"
+            )
         source.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the head finds the last token
         members = [RewardModel(source, tokenizer)]
     elif (Path(source) / NORMALISATION).exists():

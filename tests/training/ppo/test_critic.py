@@ -34,7 +34,7 @@ def reward_model(model: Path, rank: int | None) -> RewardModel:
     """The policy with a head, moved by a random change of all weights, or of this rank where LoRA would change them."""
     torch.manual_seed(3)
     moved: Any
-    moved, tokenizer = load_reward_model(model, seed=1)
+    moved, tokenizer = load_reward_model(model, new_head=True, seed=1)
     with torch.no_grad():
         moved.score.weight.normal_()
         if rank is None:

@@ -78,7 +78,7 @@ def test_the_critic_that_is_given_values_as_it_scores_and_is_trained(
     import torch
 
     critic: Any
-    critic, tokenizer = load_reward_model(tiny_model(models), seed=5)
+    critic, tokenizer = load_reward_model(tiny_model(models), new_head=True, seed=5)
     critic.save_pretrained(tmp_path / "critic")
     tokenizer.save_pretrained(tmp_path / "critic")
     before = copy.deepcopy(critic)
@@ -93,7 +93,7 @@ def test_the_critic_that_is_given_values_as_it_scores_and_is_trained(
 
 
 def test_a_reward_model_in_memory_reads_by_a_tokenizer_of_its_own(models: Path, tmp_path: Path) -> None:
-    model, tokenizer = load_reward_model(tiny_model(models, "qwen3"), seed=2)
+    model, tokenizer = load_reward_model(tiny_model(models, "qwen3"), new_head=True, seed=2)
     conversation = (Message("user", "Why?"), Message("assistant", "So."))
     (by_hand,) = raw_scores(model, tokenizer, [conversation])
     made = trainer(models, tmp_path, reward_model=model, reward_processing_class=tokenizer, reward_funcs=[])

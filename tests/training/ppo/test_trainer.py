@@ -231,7 +231,7 @@ def test_a_training_is_not_continued_with_another_critic_or_other_supervised_exa
     model: Path, tmp_path: Path
 ) -> None:
     def critic(offset: float) -> Any:  # noqa: ANN401
-        made, _ = load_reward_model(model)
+        made, _ = load_reward_model(model, new_head=True)
         made.config.value_offset = offset
         return made
 
@@ -379,7 +379,7 @@ def test_ensembles_and_penalties_reach_the_score_and_the_score_the_last_token(tm
 
 def reward_folder(model: Path, folder: Path) -> Path:
     for number in range(2):
-        member, tokenizer = load_reward_model(model, seed=number)
+        member, tokenizer = load_reward_model(model, new_head=True, seed=number)
         member.save_pretrained(folder / str(number))
         tokenizer.save_pretrained(folder / str(number))
     members = [{"mean": 0.5, "deviation": 2.0}, {"mean": -1.0, "deviation": 0.25}]
@@ -613,7 +613,7 @@ def test_a_model_in_16_bits_is_trained_in_32(model: Path, tmp_path: Path) -> Non
 def test_under_autocast_a_reward_models_head_computes_in_32_bits(tmp_path: Path) -> None:
     import torch
 
-    loaded, tokenizer = load_reward_model(tiny_model(tmp_path))
+    loaded, tokenizer = load_reward_model(tiny_model(tmp_path), new_head=True)
     scorer: Any = loaded
     with torch.no_grad():
         scorer.score.weight.mul_(100)  # scores of several units, whose steps in bfloat16 are 1/64 and more
