@@ -71,7 +71,7 @@ class Server:
         settings = self.settings
         decisive = settings.model_dump(include={"endpoint", "extra", "revision"}, exclude_defaults=True)
         if settings.tokenizer and settings.endpoint == "completions":
-            decisive["tokenizer"] = _tokenizer_digest(settings.tokenizer)
+            decisive["tokenizer"] = f"2 {_tokenizer_digest(settings.tokenizer)}"
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         return f"http {settings.model} {settings.url}" + (f" {digest[:16]}" if decisive else "")
 
@@ -167,7 +167,12 @@ class Server:
                 ends = {"stop_token_ids": [end]} if end is not None else {}
                 body = completions_body(self.settings.model, prompt, request, {**ends, **fields}, self._unknown)
             reply = await self._post(http, body, request, used)
-            if not isinstance(reply, Fault) or reply.kind != "unknown_field":
+            if not isinstance(reply, Fault):
+                if self.settings.endpoint == "chat":
+                    return reply
+                thought, text = self._tokens.thoughts_apart(request, prompt, reply.completion.text)
+                return reply._replace(completion=reply.completion._replace(text=text, reasoning=thought))
+            if reply.kind != "unknown_field":
                 return reply
             if reply.reason not in body:
                 reason = f"the server refuses the field {reply.reason}, which it was not sent"

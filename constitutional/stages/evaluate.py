@@ -23,7 +23,7 @@ from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import same_text, words
 from constitutional.data.evaluation import EvaluationSet, draw, load_sets
 from constitutional.data.sources import HubName
-from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.base import Completion, Engine, Request, Sampling, without_thinking
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.judging.accuracy import PrincipleAccuracy, sharpness_of, trusted_principles
@@ -103,6 +103,8 @@ class Inputs(Frozen):
     """Whether the labeler's scores were what the policy was trained on, so that they cannot be the gold score too."""
 
 
+OFTEN: Final = 0.25
+"""The share of replies that are cut off in their thoughts from which a run says so."""
 Measured = tuple[list[Score], dict[str, int]]
 """Scores, and how many of what could not be counted in them."""
 
@@ -379,6 +381,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
     if len(prompts) >= 2:
         completions = {name: replies(prompts, name, settings, context) for name in MODELS}
         samples = samples_of(prompts, completions)
+        _warn_of_thoughts(completions, settings, context)
         if len(samples) < len(prompts):
             problems["prompts that a model could not answer"] = len(prompts) - len(samples)
     if len(samples) >= 2:
@@ -413,6 +416,20 @@ def run(inputs: Inputs, context: StageContext) -> None:
             guessed=tuple(wanted.guessed) if wanted else (),
         )
     )
+
+
+def _warn_of_thoughts(
+    completions: Mapping[str, Sequence[Completion]], settings: Settings, context: StageContext
+) -> None:
+    """Name the models that often got no further than their thoughts: what is measured then is no reply."""
+    for model, of in completions.items():
+        unspoken = sum(completion.unspoken for completion in of)
+        if unspoken > OFTEN * len(of):
+            context.warn(
+                f"{unspoken} of {len(of)} replies of {model} are empty, as they were cut off at {settings.max_tokens} "
+                f"tokens while the model still thought; type evaluate.max_tokens={4 * settings.max_tokens}, or "
+                f"{without_thinking()}"
+            )
 
 
 def _judged(
