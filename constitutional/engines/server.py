@@ -71,7 +71,7 @@ class Server:
         settings = self.settings
         decisive = settings.model_dump(include={"endpoint", "extra", "revision"}, exclude_defaults=True)
         if settings.tokenizer and settings.endpoint == "completions":
-            decisive["tokenizer"] = f"2 {_tokenizer_digest(settings.tokenizer)}"
+            decisive["tokenizer"] = _tokenizer_digest(settings.tokenizer)
         digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
         return f"http {settings.model} {settings.url}" + (f" {digest[:16]}" if decisive else "")
 

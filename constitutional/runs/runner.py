@@ -338,8 +338,6 @@ def _check_model(run_context: RunContext, files: InputFiles, *, trains: bool) ->
     Pairs that are too long are left out and counted later. Of models that will think, it is said.
     """
     config = run_context.config
-    for line in thinking(run_context):
-        run_context.progress.say(line)
     folder, model = model_folder(config.model.path, config.model.revision), config.model
     if trains:
         from constitutional.training.preflight import preflight_folder
@@ -374,6 +372,8 @@ def _check_model(run_context: RunContext, files: InputFiles, *, trains: bool) ->
             token_ids(tokenizer, chat(messages))
 
         check_pairs(files.human, readable)
+    for line in thinking(run_context):
+        run_context.progress.say(line)
 
 
 MANY_CALLS: Final = 20_000
