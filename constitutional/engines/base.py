@@ -93,7 +93,7 @@ def without_thinking(role: str = "") -> str:
     Args:
         role: who replies, where that may be another model than the one that is trained.
     """
-    other = f" ({role}.template for a model of its own)" if role else ""
+    other = f" ({role}.template for a local model of its own)" if role else ""
     return f"model.template={{enable_thinking: false}}{other}, by which Qwen3 and others reply at once"
 
 

@@ -244,9 +244,14 @@ def check_canaries(
     if len(failed) > settings.max_canary_failures * len(judgements) + ROUNDING:
         principles = ", ".join(f"'{name}'" for name in dict.fromkeys(failed))
         share = math.ceil(100 * len(failed) / len(judgements)) / 100
+        problems = [row.problem for row in judgements if row.problem]
+        reason = "such labels would train the opposite of what is asked"
+        if 2 * len(problems) > len(failed):
+            why = why_unread(problems, labeler, "another model may answer as it is asked to")
+            reason = f"{len(problems)} of its judgements cannot be read: {why}"
         raise RunError(
             f"The {called(judge)} fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by "
-            f"the principles {principles}; such labels would train the opposite of what is asked. "
+            f"the principles {principles}; {reason}. "
             f"{_other_ways(settings, engine)}; `constitutional check` shows how it judges. To label with it as it is, "
             f"type label.max_canary_failures={share:g}"
         )

@@ -263,6 +263,8 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
     with context.task("critiques of the replies", len(asked), "critiques") as task:
         critiques = list(side_by_side(stories, ended=task.update))
     verdicts = [None if critique.failed else _violates(critique.text, settings) for critique in critiques]
+    limit = settings.critique_max_tokens
+    _warn_of_thoughts("critiques", critiques, "evaluate.critique_max_tokens", limit, context, "critic")
     unasked = sum(critique.failed for critique in critiques)
     problems = {"critiques": len(asked), "unreadable critiques": verdicts.count(None) - unasked}
     if unasked:
@@ -381,7 +383,8 @@ def run(inputs: Inputs, context: StageContext) -> None:
     if len(prompts) >= 2:
         completions = {name: replies(prompts, name, settings, context) for name in MODELS}
         samples = samples_of(prompts, completions)
-        _warn_of_thoughts(completions, settings, context)
+        for name, of in completions.items():
+            _warn_of_thoughts(f"replies of {name}", of, "evaluate.max_tokens", settings.max_tokens, context)
         if len(samples) < len(prompts):
             problems["prompts that a model could not answer"] = len(prompts) - len(samples)
     if len(samples) >= 2:
@@ -418,18 +421,16 @@ def run(inputs: Inputs, context: StageContext) -> None:
     )
 
 
-def _warn_of_thoughts(
-    completions: Mapping[str, Sequence[Completion]], settings: Settings, context: StageContext
+def _warn_of_thoughts(  # noqa: PLR0913 - what was asked for, and what to type
+    what: str, completions: Sequence[Completion], setting: str, limit: int, context: StageContext, role: str = ""
 ) -> None:
-    """Name the models that often got no further than their thoughts: what is measured then is no reply."""
-    for model, of in completions.items():
-        unspoken = sum(completion.unspoken for completion in of)
-        if unspoken > OFTEN * len(of):
-            context.warn(
-                f"{unspoken} of {len(of)} replies of {model} are empty, as they were cut off at {settings.max_tokens} "
-                f"tokens while the model still thought; type evaluate.max_tokens={4 * settings.max_tokens}, or "
-                f"{without_thinking()}"
-            )
+    """Say where a model often got no further than its thoughts: what is measured then is no reply."""
+    unspoken = sum(completion.unspoken for completion in completions)
+    if unspoken > OFTEN * len(completions):
+        context.warn(
+            f"{unspoken} of {len(completions)} {what} are empty, as they were cut off at {limit} tokens while the "
+            f"model still thought; type {setting}={4 * limit}, or {without_thinking(role)}"
+        )
 
 
 def _judged(

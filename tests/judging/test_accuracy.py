@@ -125,6 +125,16 @@ def test_a_principle_by_which_nothing_can_be_read_is_trusted_only_where_no_accur
         assert "cannot be read" in warning
 
 
+def test_a_labeler_that_cannot_be_read_is_not_said_to_prefer_the_opposite() -> None:
+    settings = LabelSettings(max_tokens=9)
+    with pytest.raises(
+        RunError, match=r"fails at 6 of 6 .* 6 of its judgements cannot be read: .* cut off at 9"
+    ) as told:
+        check(lambda _: Completion("", "length", reasoning="Hm."), settings, LONGER)
+    assert "while the model thought (6 of 6); type label.max_tokens=18, or model.template={" in str(told.value)
+    assert "opposite of what is asked" not in str(told.value)
+
+
 def test_the_decision_is_read_from_the_rows_and_not_made_again() -> None:
     longer, shorter = measured(likes_longer, LONGER, SHORTER, min_accuracy=0.7)
     turned = [longer.model_copy(update={"trusted": False}), shorter.model_copy(update={"trusted": True})]
