@@ -134,10 +134,8 @@ def _read(reply: Completion) -> tuple[str, list[dict[str, object]] | None]:
     if reply.failed:
         return f"the model gives no answer: {reply.reason}", None
     if reply.unspoken:
-        return (
-            f"the reply was cut off at {MOST_TOKENS} tokens, while the model thought; type {without_thinking('critic')}",
-            None,
-        )
+        remedy = f"type {without_thinking('critic')}"
+        return f"the reply was cut off at {MOST_TOKENS} tokens, while the model thought; {remedy}", None
     text = without_thoughts(reply.text)
     start = text.find('"tenets"')
     start = text.find("[", start) if start >= 0 else -1

@@ -364,6 +364,7 @@ def replies(prompts: Sequence[Prompt], model: str, settings: Settings, context: 
     stories = (reply(prompt, engine, settings, context.seed) for prompt in prompts)
     with context.task(f"replies of {model}", len(prompts), "replies") as task:
         completions = list(side_by_side(stories, ended=task.update))
+    _warn_of_thoughts(f"replies of {model}", completions, "evaluate.max_tokens", settings.max_tokens, context)
     context.release()
     return completions
 
@@ -383,8 +384,6 @@ def run(inputs: Inputs, context: StageContext) -> None:
     if len(prompts) >= 2:
         completions = {name: replies(prompts, name, settings, context) for name in MODELS}
         samples = samples_of(prompts, completions)
-        for name, of in completions.items():
-            _warn_of_thoughts(f"replies of {name}", of, "evaluate.max_tokens", settings.max_tokens, context)
         if len(samples) < len(prompts):
             problems["prompts that a model could not answer"] = len(prompts) - len(samples)
     if len(samples) >= 2:
@@ -421,7 +420,7 @@ def run(inputs: Inputs, context: StageContext) -> None:
     )
 
 
-def _warn_of_thoughts(  # noqa: PLR0913 - what was asked for, and what to type
+def _warn_of_thoughts(
     what: str, completions: Sequence[Completion], setting: str, limit: int, context: StageContext, role: str = ""
 ) -> None:
     """Say where a model often got no further than its thoughts: what is measured then is no reply."""
