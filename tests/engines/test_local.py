@@ -670,7 +670,7 @@ def test_where_the_prompt_opens_a_thought_half_a_thought_is_no_reply(tmp_path: P
     (said,) = plain.complete([Request(QUESTION, GREEDY)])
     assert said.text
     assert not said.reasoning
-    tokenizer.chat_template = chat_template("deepseek_r1_distill")  # type: ignore[attr-defined]
+    tokenizer.chat_template = chat_template("deepseek_r1_distill")
     thinking = LocalEngine(model, tokenizer)
     begun = Request((*QUESTION, Message("assistant", "So: ")), GREEDY)
     answer, goes_on = thinking.complete([Request(QUESTION, GREEDY), begun])

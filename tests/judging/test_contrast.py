@@ -62,7 +62,7 @@ def test_a_labeler_without_system_messages_reads_the_principle_in_the_users(tmp_
     from constitutional.engines.local import LocalEngine, load_model
 
     model, tokenizer = load_model(tiny_model(tmp_path, "gemma"))
-    tokenizer.chat_template = template  # type: ignore[attr-defined]
+    tokenizer.chat_template = template
     engine = LocalEngine(model, tokenizer)
     labeler = Labeler(engine, TEMPLATES, LabelerSettings(method="contrast"), 0)
     (row,) = side_by_side([labeler.judge(JudgementTask(comparison(), CALM))])

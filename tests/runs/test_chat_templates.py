@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.errors import ConfigurationError
+from constitutional.base.errors import InputError
 from constitutional.base.progress import Progress
 from constitutional.base.templates import load_prompts
 from constitutional.runs.compose import compose, freeze
@@ -43,9 +43,7 @@ def test_a_system_prompt_that_the_template_refuses_is_told_before_anything_runs(
     file.write_text("".join(rows), encoding="utf-8")
     words = [f"model.path={folder}", f"prompts.path={file}", "prompts=file", "prompts.held_out=4", f"folder={tmp_path}"]
     words += [f"prompts.system={system}"] if system else []
-    with pytest.raises(
-        ConfigurationError, match=r"refuses system messages \(System role not supported\).*prompts\.sys"
-    ):
+    with pytest.raises(InputError, match=r"refuses system messages \(System role not supported\).*prompts\.sys"):
         run(compose(["experiment=real", "name=r", *words, *LENGTHS]), progress=Progress(StringIO()))
     assert not (tmp_path / "r").exists()
 

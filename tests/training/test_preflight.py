@@ -68,7 +68,7 @@ def test_preflight_names_the_problem(models: Path, spoil: Callable[[Any], None],
 )
 def test_a_template_that_begins_a_thought_is_refused_with_the_way_out(models: Path, template: str, remedy: str) -> None:
     model, tokenizer = load_model(tiny_model(models, "qwen3"))
-    tokenizer.chat_template = chat_template(template)  # type: ignore[attr-defined]
+    tokenizer.chat_template = chat_template(template)
     with pytest.raises(
         ModelError, match=rf"not prefix-preserving.*begins a thought before a reply.*{re.escape(remedy)}"
     ):
