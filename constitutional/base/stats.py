@@ -2,8 +2,9 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from functools import cache
+from itertools import chain, repeat
 from statistics import NormalDist, correlation
 from typing import Final, NamedTuple
 
@@ -64,14 +65,26 @@ def clustered_share(outcomes: Sequence[float], clusters: Sequence[Hashable]) -> 
     by_cluster: dict[Hashable, list[float]] = {}
     for outcome, cluster in zip(outcomes, clusters, strict=True):
         by_cluster.setdefault(cluster, []).append(outcome)
-    n, k, total = len(outcomes), len(by_cluster), math.fsum(outcomes)
+    alike = Counter((math.fsum(group), len(group)) for group in by_cluster.values())
+    return _clustered(math.fsum(outcomes), alike.items())
+
+
+def share_of_clusters(alike: Mapping[tuple[int, int], int]) -> Interval:
+    """The same of outcomes that are true or not, from how many clusters have so many true ones and so many in all."""
+    return _clustered(float(sum(true * count for (true, _), count in alike.items())), alike.items())
+
+
+def _clustered(total: float, alike: Collection[tuple[tuple[float, int], int]]) -> Interval:
+    """From the sum of all outcomes; and of clusters the sum and the number of their outcomes, and how many are such."""
+    k, n = sum(count for _, count in alike), sum(m * count for (_, m), count in alike)
     if k == n:
         return wilson(total, n)
     if k < 2:
         return Interval(0.0, 1.0)
     p = total / n
-    variance = k / (k - 1) * math.fsum((math.fsum(group) - p * len(group)) ** 2 for group in by_cluster.values()) / n**2
-    fewest = n**2 / sum(len(group) ** 2 for group in by_cluster.values())
+    squares = chain.from_iterable(repeat((s - p * m) ** 2, count) for (s, m), count in alike)
+    variance = k / (k - 1) * math.fsum(squares) / n**2
+    fewest = n**2 / sum(m**2 * count for (_, m), count in alike)
     effective = min(n, max(fewest, p * (1 - p) / variance)) if variance else fewest
     return _wilson(p, effective * (_Z / student_quantile(0.95, k - 1)) ** 2)
 

@@ -396,6 +396,20 @@ def prompts_within(conversation: Conversation) -> Iterator[Conversation]:
             yield conversation[:end]
 
 
+def opening_of(turns: Iterable[tuple[str, str, str]]) -> Conversation:
+    """The shortest of the prompts within a conversation: the words up to the user's first message.
+
+    Args:
+        turns: the role, the content and the `extra` of all messages.
+    """
+    said = []
+    for role, content, extra in turns:
+        said.append((role, canonical(content) + extra))
+        if role in ("user", "tool"):
+            break
+    return tuple(said)
+
+
 def contains_one_of(messages: Iterable[Message], prompts: Container[Conversation]) -> bool:
     """Whether a conversation is one of the prompts, or goes on from one with its answer."""
     return any(prompt in prompts for prompt in prompts_within(conversation_of(messages)))

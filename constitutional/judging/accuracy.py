@@ -6,7 +6,7 @@ once, and kept in the field `trusted` of each principle's row; every later reade
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
@@ -59,8 +59,10 @@ class PrincipleAccuracy(Record):
     """The labeler's name in the run."""
     sharpness: float = Field(default=1.0, exclude_if=lambda sharpness: sharpness == 1.0)
     """With `label.method=contrast`: what its log-odds by this principle are multiplied by, so that it is as sure as it
-    is often right on the examples, those of other principles counting for a few; 0 if it is right no more often than by
-    chance."""
+    is often right on the examples, those of other principles counting for a few; 0 if it is no surer where it is right
+    than where it is wrong, so that none of its labels prefers a response."""
+    problem: str | None = Field(default=None, exclude_if=lambda problem: problem is None)
+    """Why most of the unreadable examples are so."""
 
     @property
     def accuracy(self) -> float | None:
@@ -116,6 +118,7 @@ def _example(prompt: str, better: str, worse: str) -> Comparison:
 
 def _accuracy(principle: str, judgements: Sequence[Judgement], settings: LabelSettings) -> PrincipleAccuracy:
     p_correct = [judgement.p_a for judgement in judgements if judgement.p_a is not None]
+    problems = Counter(judgement.problem for judgement in judgements if judgement.p_a is None)
     right = sum(p > 0.5 for p in p_correct)
     return PrincipleAccuracy(
         principle=principle,
@@ -125,6 +128,7 @@ def _accuracy(principle: str, judgements: Sequence[Judgement], settings: LabelSe
         conflicts=sum(judgement.conflict for judgement in judgements),
         mean_p_correct=math.fsum(p_correct) / len(p_correct) if p_correct else None,
         trusted=not judgements or right >= settings.min_accuracy * max(len(p_correct), 1) - ROUNDING,
+        problem=problems.most_common(1)[0][0] if problems else None,
     )
 
 
@@ -196,6 +200,8 @@ def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
             continue
         readable = row.n - row.unreadable
         score = f"is right in {row.right} of {readable}" if readable else "cannot be read"
+        if row.problem and 2 * row.unreadable > row.n:
+            score = f"{score} ({row.problem})"
         judge = f"the {called(row.judge)}"
         if not row.trusted and row.judge == LABELER:
             warnings.append(f"principle '{row.principle}' is left out: {judge} {score} on its examples")
@@ -204,6 +210,11 @@ def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
         elif row.near_chance:
             how = "too few to tell" if 0 < readable <= TOO_FEW else "near chance"
             warnings.append(f"principle '{row.principle}': {judge} {score} on its examples, {how}")
+        elif not row.sharpness:
+            warnings.append(
+                f"principle '{row.principle}': {judge} {score} on its examples, and is surest where it is wrong, so no "
+                "label by it will prefer a response; more examples, `opposite:` or `measure:` may tell more"
+            )
     return list(dict.fromkeys(warnings))
 
 
@@ -244,15 +255,14 @@ def check_canaries(
     if len(failed) > settings.max_canary_failures * len(judgements) + ROUNDING:
         principles = ", ".join(f"'{name}'" for name in dict.fromkeys(failed))
         share = math.ceil(100 * len(failed) / len(judgements)) / 100
-        problems = [row.problem for row in judgements if row.problem]
-        reason = "such labels would train the opposite of what is asked"
+        ways = _other_ways(settings, engine)
+        problems = [row.problem or "no probabilities" for row in judgements if row.p_a is None]
         if 2 * len(problems) > len(failed):
-            why = why_unread(problems, labeler, "another model may answer as it is asked to")
-            reason = f"{len(problems)} of its judgements cannot be read: {why}"
+            ways = f"Most of them could not be read: {why_unread(problems, labeler, ways[0].lower() + ways[1:])}"
         raise RunError(
             f"The {called(judge)} fails at {len(failed)} of {len(judgements)} comparisons whose answer is plain, by "
-            f"the principles {principles}; {reason}. "
-            f"{_other_ways(settings, engine)}; `constitutional check` shows how it judges. To label with it as it is, "
+            f"the principles {principles}; such labels would train the opposite of what is asked. "
+            f"{ways}; `constitutional check` shows how it judges. To label with it as it is, "
             f"type label.max_canary_failures={share:g}"
         )
     return len(judgements), len(failed)

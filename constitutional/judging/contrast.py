@@ -47,7 +47,7 @@ class Contrast(NamedTuple):
 def requests(comparison: Comparison, principle: Principle, templates: Prompts) -> list[Request]:
     """What is asked: how likely both responses are under the principle, and under what goes against it."""
     choices = (comparison.a, comparison.b)
-    wishes = (principle.with_reason(principle.text), principle.opposite)
+    wishes = (wish_of(principle), principle.opposite)
     return [
         Request(
             _under(comparison.prompt.messages, wish and templates.render("contrast", principle=wish)), choices=choices
@@ -56,8 +56,13 @@ def requests(comparison: Comparison, principle: Principle, templates: Prompts) -
     ]
 
 
+def wish_of(principle: Principle) -> str:
+    """What the system message says of a principle: its text, as its words for comparison ask about two responses."""
+    return principle.with_reason(principle.text)
+
+
 def _under(messages: tuple[Message, ...], wish: str | None) -> tuple[Message, ...]:
-    """A conversation whose system message ends with the wish."""
+    """A conversation whose system message ends with the wish; `engines/chat.py` knows templates that have none."""
     if not wish:
         return messages
     if messages[0].role == "system":

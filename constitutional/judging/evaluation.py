@@ -325,10 +325,16 @@ def _shares(completion: Completion) -> list[float]:
 
 
 def named_option(reply: str, names: Sequence[str]) -> str | None:
-    """The option that a reply names behind its last "Answer:", or that it consists of; None where there is none."""
+    """The option that a reply names behind its last "Answer:" or "answer is", or that it consists of; or None.
+
+    An option in other letters than its own has to end a sentence: "the answer is a matter of taste" does not name A,
+    nor "the answer is no longer valid" No.
+    """
     spoken = without_thoughts(reply).strip()
     either = "|".join(map(re.escape, names))
-    answers = re.findall(rf"answer(?: is)?[\s:*_]*\(?({either})\b(?!')", spoken, re.IGNORECASE)
+    said_so = r"(?i:\banswer(?: is\b[\s*_]*:?|[\s*_]*:))[\s*_]*\(?"
+    ending = r"\)?[\s*_]*(?:[.,;!\n]|$)"
+    answers = re.findall(rf"{said_so}({either}|(?i:{either})(?={ending}))\b(?!')", spoken)
     whole = re.fullmatch(rf"[\W_]*({either})[\W_]*", spoken, re.IGNORECASE)
     said = answers[-1] if answers else whole[1] if whole else None
     return next((name for name in names if said and name.lower() == said.lower()), None)

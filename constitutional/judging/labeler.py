@@ -314,16 +314,18 @@ class Labeler:
         if self.settings.method == "score":
             return self._judgement(task, [await self._by_scores(task)])
         if self.method == "contrast":
-            return self._judgement(task, [await self._by_contrast(task)])
+            return self._judgement(task, [await self._by_contrast(task)], words=contrast.wish_of(task.principle))
         return self._judgement(task, await together(self._compared(task, order) for order in ORDERS))
 
-    def _judgement(self, task: JudgementTask, readings: Sequence[Reading], rule: Rule | None = None) -> Judgement:
+    def _judgement(
+        self, task: JudgementTask, readings: Sequence[Reading], rule: Rule | None = None, words: str | None = None
+    ) -> Judgement:
         sides = [reading.p_a for reading in readings if reading.p_a is not None]
         readable = len(sides) == len(readings)
         return Judgement(
             comparison=task.comparison.id,
             principle=task.principle.id,
-            principle_text=task.principle.words("comparison"),
+            principle_text=words or task.principle.words("comparison"),
             labeler=f"rule {task.principle.measure}" if rule else f"{self.engine.weights} {self.method}",
             judge=self.judge_name,
             readings=tuple(readings),

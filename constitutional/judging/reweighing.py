@@ -28,19 +28,27 @@ class JudgementTable(NamedTuple):
     principles: tuple[str, ...]
     """P ids."""
     p_a: Floats
-    """(N, P) Probability that response a is better; 0 where no judgement can be read."""
-    readable: Booleans
-    """(N, P) Whether there is a judgement with a probability."""
-    torn: Booleans
-    """(N, P) Whether a judgement's two orders conflict, so that it prefers neither response."""
+    """(N, P) Probability that response a is better, the mean over judges by their weights; 0 where no judgement can be
+    read."""
+    judged: Floats
+    """(N, P) What the judges with a readable judgement weigh together: 1 for the labeler alone, 0 where there is
+    none."""
+    leanings: Floats
+    """(N, P) How far above a half the mean is without judgements whose two orders conflict, which prefer neither
+    response; 0 where no other is left."""
     gives_way_to: Mapping[str, Sequence[str]] = {}
     """By principle, those that override it (`priorities.overridden`)."""
 
     @classmethod
-    def of(cls, judgements: Iterable[Judgement]) -> "JudgementTable":
-        """The table of these judgements; a judgement of weight 0 counts for nothing, as in `labelling.readable`."""
+    def of(cls, judgements: Iterable[Judgement], judges: Mapping[str, float] | None = None) -> "JudgementTable":
+        """The table of these judgements; a judgement of weight 0 counts for nothing, as in `labelling.readable`.
+
+        Args:
+            judgements: of one judge or of several.
+            judges: weights of judges by name, as `label.weights` has them; 1 of those that are not named.
+        """
         rows, columns = dict[str, int](), dict[str, int]()
-        places, values, conflicts = list[tuple[int, int]](), list[float](), list[bool]()
+        places, values, counts = list[tuple[int, int]](), list[float](), list[tuple[float, float]]()
         above = dict[str, Sequence[str]]()
         for judgement in judgements:
             row = rows.setdefault(judgement.comparison, len(rows))
@@ -48,15 +56,25 @@ class JudgementTable(NamedTuple):
             if judgement.p_a is not None and judgement.weight > 0:
                 places.append((row, column))
                 values.append(judgement.p_a)
-                conflicts.append(judgement.conflict)
+                weight = (judges or {}).get(judgement.judge, 1.0)
+                counts.append((weight, 0.0 if judgement.conflict else weight))
             if judgement.gives_way_to:
                 above[judgement.principle] = judgement.gives_way_to
         shape = (len(rows), len(columns))
-        p_a, readable, torn = np.zeros(shape), np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        p_a, judged, leanings, sure = (np.zeros(shape) for _ in range(4))
         if places:
             at = tuple(np.array(places).T)
-            p_a[at], readable[at], torn[at] = values, True, conflicts
-        return cls(tuple(rows), tuple(columns), p_a, readable, torn, above)
+            probabilities, (weights, of_sure) = np.array(values), np.array(counts).T
+            np.add.at(judged, at, weights)
+            np.add.at(sure, at, of_sure)
+            # Sums of shares, and not shares of sums: where one judge has all the weight, its numbers stay as they are.
+            np.add.at(p_a, at, weights / judged[at] * probabilities)
+            np.add.at(
+                leanings,
+                at,
+                np.divide(of_sure, sure[at], out=np.zeros_like(of_sure), where=of_sure > 0) * (probabilities - 0.5),
+            )
+        return cls(tuple(rows), tuple(columns), p_a, judged, leanings, above)
 
     def shares(self, weights: Mapping[str, float]) -> Floats:
         """(N, P) Each judgement's part in its comparison's mean; a row is all 0 where nothing is left of it.
@@ -71,12 +89,11 @@ class JudgementTable(NamedTuple):
                 raise UsageError(f"no judgement is by the principle '{name}'; {nearest(name, self.principles)}")
             if not 0 <= weight < np.inf:
                 raise UsageError(f"the weight of '{name}' is {weight}; a weight is a number from 0")
-        counted = self.readable * np.array([weights.get(name, 0.0) for name in self.principles], float)
-        leanings = np.where(self.torn, 0.0, self.p_a - 0.5)
+        counted = self.judged * np.array([weights.get(name, 0.0) for name in self.principles], float)
         columns = {name: column for column, name in enumerate(self.principles)}
         for name in sorted(self.gives_way_to, key=lambda name: len(self.gives_way_to[name])):  # the highest first
             for above in filter(columns.__contains__, self.gives_way_to[name]):
-                against = leanings[:, columns[above]] * leanings[:, columns[name]] < 0
+                against = self.leanings[:, columns[above]] * self.leanings[:, columns[name]] < 0
                 counted[against & (counted[:, columns[above]] > 0), columns[name]] = 0.0
         total = counted.sum(axis=1, keepdims=True)
         shares: Floats = np.divide(counted, total, out=np.zeros_like(counted), where=total > 0)

@@ -6,7 +6,7 @@ import json
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -132,21 +132,27 @@ def _compared(name: str, store: RunStore) -> ComparedRun:
         # What runs without a principle measured of it is the same measure as that of the runs with it.
         values={(of.model, plain(of.measure)): of.by_prompt for of in store.read("measurements", Measurement)},
         wanted=gather.wanted_directions(scores, evaluated.wanted or {}, meanings, config.report),
-        decided=decided(store.read("preferences", Preference), store.read("judgements", Judgement)),
+        decided=decided(
+            store.read("preferences", Preference), store.read("judgements", Judgement), config.label.weights
+        ),
         calls=needed([entry.calls for entry in store.stages.values()]),
     )
 
 
-def decided(preferences: Iterable[Preference], judgements: Iterable[Judgement]) -> Counter[str]:
+def decided(
+    preferences: Iterable[Preference], judgements: Iterable[Judgement], judges: Mapping[str, float] | None = None
+) -> Counter[str]:
     """The pairs to train on by the principle that pushed hardest towards the chosen response; people's under "".
 
-    A principle's push is its judgement's part in the mean, times how far its probability is from 0.5.
+    A principle's push is the part of its judgements in the mean, times how far their probability is from 0.5. Judges
+    have the weights of `label.weights`.
     """
     rows = list(judgements)
     weights: dict[str, float] = {}
     for row in rows:
-        weights[row.principle] = max(weights.get(row.principle, 0.0), row.weight)
-    table = JudgementTable.of(rows)
+        if of_judge := (judges or {}).get(row.judge, 1.0):
+            weights[row.principle] = max(weights.get(row.principle, 0.0), row.weight / of_judge)
+    table = JudgementTable.of(rows, judges)
     pushes = table.shares({name: weight for name, weight in weights.items() if name in table.principles}) * (
         table.p_a - 0.5
     )

@@ -139,7 +139,7 @@ class Previewer:
         templates = load_prompts(self.config.templates)
         self._run = RunContext(self.config, self.before, templates, self._progress, opener)
         self._scripted = opener is not None
-        self._rated: dict[tuple[str, str], list[Rated]] = {}
+        self._rated: dict[tuple[str, str, str | None], list[Rated]] = {}
         """By principle's id and words, its ratings of the replies to each prompt."""
         self._replies: list[tuple[str, ...]] = []
         self._values: list[Measured] = []
@@ -347,9 +347,9 @@ class Previewer:
             )
 
 
-def _key(principle: Principle) -> tuple[str, str]:
+def _key(principle: Principle) -> tuple[str, str, str | None]:
     """What a principle's ratings depend on."""
-    return principle.id, principle.words("comparison")
+    return principle.id, principle.words("comparison"), principle.measure
 
 
 def _any_rating(ratings: Rated) -> bool:

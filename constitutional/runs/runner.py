@@ -85,7 +85,7 @@ from constitutional.runs.process import peak_bytes
 from constitutional.runs.settings import ROLES, RunConfig
 from constitutional.runs.slurm import JobEnd, check_launch, in_job
 from constitutional.stages import critique_revise, evaluate, mix, online, sft
-from constitutional.stages.prompts import prompts_of
+from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
 from constitutional.training.reward_model import NORMALISATION, has_members
@@ -148,7 +148,7 @@ def run(
             store.keep_only({stage.name: number for number, stage in enumerate(every)})
             atomic_write(store.folder / USED, as_yaml(constitution).encode())
             progress.say(f"run {config.name} in {config.run_folder}, with '{constitution.name}'")
-            for line in (*ways_of_answering(run_context), sampling_in_words(config)):
+            for line in (*ways_of_answering(run_context), sampling_in_words(config), _out_of_its_world(run_context)):
                 if line:
                     progress.say(line)
             if warning := _cost_of_many_principles(config, constitution):
@@ -199,6 +199,17 @@ def sampling_in_words(config: RunConfig) -> str:
     return (
         f"sampling: temperature {usual.temperature:g} and top_p {usual.top_p:g}, as the model's generation_config.json "
         f"recommends, in {', '.join(taken)}; {taken[0]}.temperature=… sets another"
+    )
+
+
+def _out_of_its_world(run_context: RunContext) -> str:
+    """A warning where the sandbox's model is asked what people wrote; empty where it is not."""
+    generator = run_context.given("generator")
+    if getattr(generator, "path", None) != SANDBOX or not isinstance(run_context.config.prompts, FilePrompts):
+        return ""
+    return (
+        "warning: the prompts are put to the sandbox's model, which knows the words of its own small world alone; for "
+        "any others type model.path=FOLDER, or model=smollm2_135m after `make smollm2`"
     )
 
 

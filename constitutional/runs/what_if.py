@@ -13,14 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from constitutional.base.errors import ConfigurationError, RunError, UsageError
-from constitutional.base.records import Comparison, Judgement, Prompt, Revision, SpotCheck, Verdict
+from constitutional.base.records import LABELER, Comparison, Judgement, Prompt, Revision, SpotCheck, Verdict
 from constitutional.base.seeds import rng_of
 from constitutional.base.text import same_text
 from constitutional.constitution.constitution import Constitution, nearest
 from constitutional.constitution.file import load_constitution
 from constitutional.data.comparisons import read_comparisons
 from constitutional.data.verdicts import read_verdicts
-from constitutional.judging.accuracy import PrincipleAccuracy
+from constitutional.judging.accuracy import PrincipleAccuracy, untrusted
 from constitutional.judging.choosing import violated_in_drafts
 from constitutional.judging.reweighing import Booleans, Floats, JudgementTable, Lots, reweighed
 from constitutional.runs.compose import changed, load, validated, zero_weights
@@ -144,7 +144,9 @@ class LabelledRun:
             self.verdicts = store.read("verdicts", Verdict)
         self.ids = [comparison.id for comparison in self.comparisons]
         accuracies = store.read("labeler_accuracy", PrincipleAccuracy)
-        self.untrusted = tuple(row.principle for row in accuracies if not row.trusted)
+        judges = [LABELER, *self.config.panel] if self.config.label.principles != "telling" else [LABELER]
+        left_out = set.intersection(*(untrusted(accuracies, judge) for judge in judges))
+        self.untrusted = tuple(dict.fromkeys(row.principle for row in accuracies if row.principle in left_out))
         self.constitution = load_constitution(store.folder / USED)
         """The principles of the run with their weights, untrusted ones included."""
         self.outdated = store.stages["label"].needs.get(COMPARISON) != self.constitution.digest_for("comparison")
@@ -166,19 +168,18 @@ class LabelledRun:
 
     def _table(self, judgements: Iterable[Judgement]) -> JudgementTable:
         """A row for every comparison, and a column for every principle that could judge."""
-        made = JudgementTable.of(judgements)
+        made = JudgementTable.of(judgements, self.config.label.weights)
         rows = {name: row for row, name in enumerate(made.comparisons)}
         principles = tuple(dict.fromkeys([*self.weights, *made.principles]))
-        p_a = np.zeros((len(self.ids), len(principles)))
-        readable, torn = np.zeros(p_a.shape, dtype=bool), np.zeros(p_a.shape, dtype=bool)
+        p_a, judged_by, leanings = (np.zeros((len(self.ids), len(principles))) for _ in range(3))
         judged = [(index, rows[name]) for index, name in enumerate(self.ids) if name in rows]
         if judged:
             target, source = np.array(judged).T
             columns = [principles.index(name) for name in made.principles]
             p_a[np.ix_(target, columns)] = made.p_a[source]
-            readable[np.ix_(target, columns)] = made.readable[source]
-            torn[np.ix_(target, columns)] = made.torn[source]
-        return JudgementTable(tuple(self.ids), principles, p_a, readable, torn, made.gives_way_to)
+            judged_by[np.ix_(target, columns)] = made.judged[source]
+            leanings[np.ix_(target, columns)] = made.leanings[source]
+        return JudgementTable(tuple(self.ids), principles, p_a, judged_by, leanings, made.gives_way_to)
 
     @cached_property
     def _lots(self) -> Lots | None:

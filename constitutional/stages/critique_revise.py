@@ -209,12 +209,13 @@ class Reviser:
         """The examples, the conversation and the response as it stands; a system message stays in front."""
         conversation = item.prompt.messages
         system = conversation[:1] if conversation[0].role == "system" else ()
-        shots = (*self.shots, *self._examples(principle))
+        shots = (*self.shots, *self._examples(principle, conversation[-1].content))
         return (*system, *shots, *conversation[len(system) :], Message("assistant", item.final))
 
-    def _examples(self, principle: Principle) -> Iterator[Message]:
-        """The principle's own examples, in the roles that they are examples for."""
-        for example in principle.examples[: self.settings.few_shot]:
+    def _examples(self, principle: Principle, prompt: str) -> Iterator[Message]:
+        """The principle's own examples but of this prompt, in the roles that they are examples for."""
+        others = [example for example in principle.examples if example.prompt.strip() != prompt.strip()]
+        for example in others[: self.settings.few_shot]:
             asked, worse = Message("user", example.prompt), Message("assistant", example.worse)
             better = Message("assistant", example.better)
             if not self.settings.critique:

@@ -265,13 +265,13 @@ def online_trainer(
 
         own = {"scale_rewards": settings.scale_rewards, "multi_objective_aggregation": recorder.aggregation}
         grpo = GRPOTrainer(model, args=arguments(GRPOConfig, **own), **shared)
-        return _aggregated(_synchronised(grpo), recorder.aggregation)
+        return _aggregated(_synchronised(grpo), recorder.aggregation, len(recorder.counted))
     from trl.trainer.rloo_config import RLOOConfig
     from trl.trainer.rloo_trainer import RLOOTrainer
 
     normalised = arguments(RLOOConfig, normalize_advantages=settings.normalize_advantages)
     rloo = RLOOTrainer(model, args=normalised, **shared)
-    return _compared(_aggregated(_synchronised(rloo), recorder.aggregation))
+    return _compared(_aggregated(_synchronised(rloo), recorder.aggregation, len(recorder.counted)))
 
 
 def vllm_arguments(settings: Settings) -> dict[str, Any]:
@@ -301,10 +301,12 @@ def _synchronised(trainer: T) -> T:
     return trainer
 
 
-def _aggregated(trainer: T, aggregation: Aggregation) -> T:
+def _aggregated(trainer: T, aggregation: Aggregation, counted: int) -> T:
     """The trainer, RLOO with rewards that are normalised as they are in TRL's GRPO, and both with a true share.
 
-    TRL's RLOO adds rewards as they are; what it logs of them stays what the reward functions gave.
+    TRL's RLOO adds rewards as they are; what it logs of them stays what the reward functions gave. A reply that none of
+    the first `counted` rewards has a number for teaches nothing: its penalties, which are the others, fall away too, as
+    TRL counts a missing number as 0 beside one that is there.
     """
     from constitutional.training.groups import normalised, share_alike, weighted_sum
 
@@ -314,7 +316,9 @@ def _aggregated(trainer: T, aggregation: Aggregation) -> T:
     given: list[Any] = []
 
     def calculate_and_keep(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's
-        given[:] = [calculate(*args, **options)]  # (B, K), of all processes
+        rewards = calculate(*args, **options)  # (B, K), of all processes
+        unscored = rewards[:, :counted].isnan().all(1, keepdim=True)
+        given[:] = [rewards.masked_fill(unscored, math.nan)]
         return normalised(given[0], group) if is_rloo and aggregation == "normalize_then_sum" else given[0]
 
     def generate_and_log(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - TRL's
@@ -326,6 +330,8 @@ def _aggregated(trainer: T, aggregation: Aggregation) -> T:
         numbers = {metrics.ALIKE: share_alike(weighted_sum(counted, weights), group)}
         columns = {"reward": totals}
         columns |= {f"rewards/{name}/mean": rewards[:, index] for index, name in enumerate(own.reward_func_names)}
+        if totals.isnan().any():  # TRL counts them as 0
+            numbers["reward"] = float(totals.nanmean())
         if is_rloo and aggregation == "normalize_then_sum":
             for name, column in columns.items():
                 known = column[~column.isnan()]

@@ -12,11 +12,14 @@ import math
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, compress, groupby
+from functools import lru_cache
+from itertools import accumulate, chain, compress, pairwise
 from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BeforeValidator, Field, model_validator
 
 from constitutional.base.errors import ConfigurationError, RunError
@@ -30,18 +33,32 @@ from constitutional.base.records import (
     Split,
     SpotCheck,
     Verdict,
-    id_of,
+    canonical_json,
+    digest_of_json,
 )
 from constitutional.base.seeds import rng_of
-from constitutional.base.shards import PlainRow, RowStream, Shards, column_of, columns_of, json_text
+from constitutional.base.shards import (
+    Columns,
+    PlainRow,
+    PlainRows,
+    RowStream,
+    Shards,
+    batches_of,
+    column_of,
+    columns_of,
+    json_of,
+    json_text,
+    one_by_one,
+)
+from constitutional.base.stats import weighted_mean
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import divisor, read_comparisons
-from constitutional.data.prompts import contains_one_of, conversation_of, prompts_within
+from constitutional.data.prompts import Conversation, contains_one_of, conversation_of, opening_of
 from constitutional.data.sources import DataFile, as_files, check_weights
 from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.aggregation import estimated, too_few
-from constitutional.judging.labelling import decisive, mean_of
 from constitutional.judging.people import work_of
+from constitutional.judging.priorities import overridden
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import MixSummary
 
@@ -124,8 +141,8 @@ class Mixed(NamedTuple):
 class MixedRows(NamedTuple):
     """The same, with preferences that are made when they are asked for, once."""
 
-    preferences: Iterator[Preference | PlainRow[Preference]]
-    """Those that people decide or files hold are objects, and those of the labeler's are written as they are."""
+    preferences: Iterator[Preference | PlainRows[Preference]]
+    """Those that people decide or files hold are objects, and those of the labeler's are columns."""
     counts: dict[str, int]
     problem: str | None
 
@@ -141,16 +158,41 @@ class _Pair(NamedTuple):
 
 
 class _Opinion(NamedTuple):
-    """The columns of a judgement: all that a preference follows from."""
+    """What a principle that overrides others is held against."""
 
-    comparison: str
     principle: str
     p_a: float | None
     conflict: bool
     weight: float
     gives_way_to: tuple[str, ...]
-    id: str = ""
-    """Read where preferences are made."""
+
+
+class _Label(NamedTuple):
+    """What the opinions of a comparison come to."""
+
+    p_a: float
+    """The labeler's soft label; nan where it makes no preference."""
+    why: str
+    """Under which name it is counted."""
+    unreadable: int
+    """How many opinions cannot be read."""
+    judged: bool
+    """There are opinions."""
+
+
+_OPINION: Final = ("comparison", "principle", "p_a", "conflict", "weight", "gives_way_to")
+"""The columns of a judgement that a preference follows from."""
+
+
+class _JudgedPairs(NamedTuple):
+    """Some thousand comparisons, and what judges make of them."""
+
+    pairs: Columns
+    """Of comparisons: those of `_Pair`."""
+    opinions: Columns
+    """Of judgements, in the order of the comparisons: `_OPINION`, and what else was asked for."""
+    ends: list[int]
+    """By comparison, where its opinions end and those of the next begin."""
 
 
 NONE, EVALUATION, TRAIN, HELD_OUT = range(4)
@@ -177,8 +219,8 @@ def mix(
         ConfigurationError: there is too little of one source for the share or the total.
     """
     mixed = mixed_rows(comparisons, judgements, verdicts, human_preferences, settings, seed)
-    preferences = [row.record() if isinstance(row, PlainRow) else row for row in mixed.preferences]
-    return Mixed(preferences, mixed.counts, mixed.problem)
+    rows = one_by_one(mixed.preferences)
+    return Mixed([row.record() if isinstance(row, PlainRow) else row for row in rows], mixed.counts, mixed.problem)
 
 
 def mixed_rows(  # noqa: PLR0913 - the same, and what is never trained on
@@ -208,24 +250,24 @@ def mixed_rows(  # noqa: PLR0913 - the same, and what is never trained on
 
     labels, places = array("d"), bytearray()
     people: list[Preference] = []
-    prompt, place = "", NONE
-    for pair, own in _with_judgements(comparisons, judgements):
-        p_a = None
-        if pair.id in audit:
-            pass
-        elif same_text(pair.a, pair.b):
-            counts["comparisons of equal texts"] += 1
-        elif pair.id in verdicts_by_comparison:
-            counts["AI judgements overridden by a person"] += bool(own)
-            estimate = estimates.get(pair.id)
-            people += _by_people(pair, verdicts_by_comparison[pair.id], estimate, settings, counts)
-        else:
-            p_a = _by_ai(own, settings, counts)
-        if p_a is not None and pair.prompt != prompt:  # the comparisons of a prompt stand together
-            prompt, values = pair.prompt, json.loads(pair.prompt)
-            place = _place(values["split"], [Message(**message) for message in values["messages"]], settings, seed)
-        labels.append(math.nan if p_a is None else p_a)
-        places.append(NONE if p_a is None else place)
+    for block in _blocks(comparisons, judgements):
+        pairs = map(_Pair._make, zip(*block.pairs.values(), strict=True))
+        for pair, label in zip(pairs, _labels(block, settings.margin), strict=True):
+            p_a = math.nan
+            if pair.id in audit:
+                pass
+            elif same_text(pair.a, pair.b):
+                counts["comparisons of equal texts"] += 1
+            elif pair.id in verdicts_by_comparison:
+                counts["AI judgements overridden by a person"] += label.judged
+                estimate = estimates.get(pair.id)
+                people += _by_people(pair, verdicts_by_comparison[pair.id], estimate, settings, counts)
+            else:
+                counts["judgements unreadable"] += label.unreadable
+                counts[label.why] += 1
+                p_a = label.p_a
+            labels.append(p_a)
+        places += bytes(_places(block.pairs["prompt"], labels[len(places) :], settings, seed))
     brought = _brought_together(human_preferences, counts, keep=settings.ties == "keep")
     people += [preference for preference in brought if preference.source == "human"]
     from_files = [preference for preference in brought if preference.source == "ai"]
@@ -245,7 +287,7 @@ def mixed_rows(  # noqa: PLR0913 - the same, and what is never trained on
     counts["preferences in train"] = from_ai + from_people
     counts["preferences in held_out"] = counts["AI preferences held out"] + counts["human preferences held out"]
 
-    def rows() -> Iterator[Preference | PlainRow[Preference]]:
+    def rows() -> Iterator[Preference | PlainRows[Preference]]:
         names = [preference.comparison for preference in from_files]
         drawn = _drawn("ai", ai, lambda: chain(column_of(comparisons, "id"), names), from_ai, seed)
         own = len(labels)
@@ -272,39 +314,92 @@ def _usable(verdicts: Iterable[Verdict], counts: Counter[str]) -> dict[str, list
     return dict(by_comparison)
 
 
-def _with_judgements(
-    comparisons: RowStream[Comparison], judgements: RowStream[Judgement], *more: str
-) -> Iterator[tuple[_Pair, list[_Opinion]]]:
+def _blocks(comparisons: RowStream[Comparison], judgements: RowStream[Judgement], *more: str) -> Iterator[_JudgedPairs]:
     """The comparisons with what judges make of them, and with more columns of that.
 
     Shards are read side by side, in the order that `label` writes.
     """
-    pairs = map(_Pair._make, columns_of(comparisons, Comparison, _Pair._fields))
-    names = ("comparison", "principle", "p_a", "conflict", "weight", "gives_way_to", *more)
-    opinions = (
-        _Opinion(comparison, principle, p_a, conflict, weight, tuple(json.loads(above)) if above else (), *rest)
-        for comparison, principle, p_a, conflict, weight, above, *rest in columns_of(judgements, Judgement, names)
-    )
+    held: Columns = {name: [] for name in (*_OPINION, *more)}
+    coming = _judged(judgements, held)
     if not isinstance(judgements, Shards):
-        by_comparison: defaultdict[str, list[_Opinion]] = defaultdict(list)
-        for opinion in opinions:
-            by_comparison[opinion.comparison].append(opinion)
-        for pair in pairs:
-            yield pair, by_comparison.get(pair.id, [])
+        places = defaultdict[str, list[int]](list)
+        for place, name in enumerate(coming):
+            places[name].append(place)
+        for pairs in batches_of(comparisons, Comparison, _Pair._fields):
+            groups = [places.get(name, []) for name in pairs["id"]]
+            own = list(chain.from_iterable(groups))
+            opinions = {name: [column[place] for place in own] for name, column in held.items()}
+            yield _JudgedPairs(pairs, opinions, list(accumulate(map(len, groups))))
         return
-    groups = groupby(opinions, lambda opinion: opinion.comparison)
-    name, group = next(groups)
-    for pair in pairs:
-        own: list[_Opinion] = []
-        if pair.id == name:
-            own = list(group)
-            name, group = next(groups, ("", iter(())))
-        yield pair, own
-    if name:
+    waiting = next(coming, None)
+    for pairs in batches_of(comparisons, Comparison, _Pair._fields):
+        ends, end = list[int](), 0
+        for name in pairs["id"]:
+            while waiting == name:
+                end += 1
+                waiting = next(coming, None)
+            ends.append(end)
+        yield _JudgedPairs(pairs, {name: column[:end] for name, column in held.items()}, ends)
+        for column in held.values():
+            del column[:end]
+    if waiting is not None:
         raise RunError(
-            f"{judgements.path}: the judgement of comparison {name} does not stand in the order of the comparisons; "
+            f"{judgements.path}: the judgement of comparison {waiting} does not stand in the order of the comparisons; "
             "delete the folder and start the run again"
         )
+
+
+def _judged(judgements: RowStream[Judgement], held: Columns) -> Iterator[str]:
+    """The comparisons of the judgements, whose columns are held as they come."""
+    for columns in batches_of(judgements, Judgement, list(held)):
+        for name, column in columns.items():
+            held[name].extend(column)
+        yield from columns["comparison"]
+
+
+def _decisive(block: _JudgedPairs) -> NDArray[np.bool_]:
+    """Which opinions the labels follow from, as `labelling.decisive` takes them."""
+    opinions = block.opinions
+    takes = np.array([p_a is not None for p_a in opinions["p_a"]], bool) & (np.array(opinions["weight"], float) > 0)
+    if any(opinions["gives_way_to"]):
+        above = [tuple(json.loads(names)) if names else () for names in opinions["gives_way_to"]]
+        columns = (*(opinions[name] for name in ("principle", "p_a", "conflict", "weight")), above)
+        rows, counts = [_Opinion(*row) for row in zip(*columns, strict=True)], list[bool]()
+        for begin, end in pairwise((0, *block.ends)):
+            own = rows[begin:end]
+            beaten = overridden(compress(own, takes[begin:end]))
+            counts += [opinion.principle not in beaten for opinion in own]
+        takes &= counts
+    return takes
+
+
+def _labels(block: _JudgedPairs, margin: float) -> Iterator[_Label]:
+    """By comparison, what its opinions come to: their mean by weight, where it is no nearer to a half than the margin.
+
+    The mean is that of `labelling.mean_of` to the last digit.
+    """
+    count, takes = len(block.ends), _decisive(block)
+    of = np.repeat(np.arange(count), np.diff(block.ends, prepend=0))
+    p_a, weight = np.array(block.opinions["p_a"], float), np.array(block.opinions["weight"], float)  # None becomes nan
+    unreadable = np.bincount(of[np.isnan(p_a)], minlength=count)
+    conflicts = np.bincount(of[takes & np.array(block.opinions["conflict"], bool)], minlength=count)
+    judged = np.diff(block.ends, prepend=0) > 0
+    of, p_a, weight = of[takes], p_a[takes], weight[takes]
+    with np.errstate(invalid="ignore"):
+        means = np.bincount(of, weight * p_a, count) / np.bincount(of, weight, count)
+    # The sum of two numbers is the one that `math.fsum` has; of more it may miss the last digit.
+    for place in np.flatnonzero(np.bincount(of, minlength=count) > 2).tolist():
+        own = slice(*np.searchsorted(of, (place, place + 1)))
+        means[place] = weighted_mean(p_a[own].tolist(), weight[own].tolist())
+    labels = zip(means.tolist(), unreadable.tolist(), conflicts.tolist(), judged.tolist(), strict=True)
+    for mean, unread, conflicting, has in labels:
+        if math.isnan(mean):
+            yield _Label(math.nan, f"comparisons {'unreadable' if unread else 'not judged'}", unread, has)
+        elif not is_decided(mean, margin):
+            why = f"comparisons undecided, {'position conflict' if conflicting else 'near a half'}"
+            yield _Label(math.nan, why, unread, has)
+        else:
+            yield _Label(mean, "comparisons decided", unread, has)
 
 
 def _prompt_of(pair: _Pair) -> Prompt:
@@ -312,14 +407,29 @@ def _prompt_of(pair: _Pair) -> Prompt:
 
 
 def _place_of(prompt: Prompt, settings: Settings, seed: int) -> int:
-    return _place(prompt.split, prompt.messages, settings, seed)
+    turns = ((message.role, message.content, message.extra) for message in prompt.messages)
+    return _place(prompt.split, opening_of(turns), settings, seed)
 
 
-def _place(split: Split, messages: Sequence[Message], settings: Settings, seed: int) -> int:
+def _places(prompts: Iterable[str], labels: Iterable[float], settings: Settings, seed: int) -> Iterator[int]:
+    """What becomes of the labeler's preferences on these prompts, which are JSON: as `_place_of`, without objects."""
+    last, place = "", NONE
+    for prompt, p_a in zip(prompts, labels, strict=True):
+        if math.isnan(p_a):
+            yield NONE
+            continue
+        if prompt != last:  # the comparisons of a prompt stand together
+            last, values = prompt, json_of(prompt)
+            turns = ((message["role"], message["content"], message.get("extra", "")) for message in values["messages"])
+            place = _place(values["split"], opening_of(turns), settings, seed)
+        yield place
+
+
+def _place(split: Split, opening: Conversation, settings: Settings, seed: int) -> int:
     """What becomes of the preferences of a prompt."""
     if split != "train":
         return EVALUATION
-    return HELD_OUT if is_held_out(messages, settings, seed) else TRAIN
+    return HELD_OUT if _is_held_out(opening, settings, seed) else TRAIN
 
 
 def _drawn(source: str, places: bytes, names: Callable[[], Iterable[str]], used: int, seed: int) -> bytes:
@@ -332,8 +442,6 @@ def _drawn(source: str, places: bytes, names: Callable[[], Iterable[str]], used:
         used: how many to train on. Of those held out it is as many as there are, up to `MOST_HELD_OUT`.
         seed: decides who is first.
     """
-    import numpy as np
-
     by_place = np.frombuffer(places, np.uint8)
     drawn = np.zeros(len(places), bool)
     for place, amount in ((TRAIN, used), (HELD_OUT, MOST_HELD_OUT)):
@@ -352,26 +460,55 @@ def _labelled(
     labels: Sequence[float],
     places: Sequence[int],
     drawn: Sequence[int],
-) -> Iterator[PlainRow[Preference]]:
+) -> Iterator[PlainRows[Preference]]:
     """The labeler's preferences that are drawn, from all comparisons."""
-    rows = zip(_with_judgements(comparisons, judgements, "id"), labels, places, drawn, strict=True)
-    prompt, of_prompt = "", None
-    for (pair, own), p_a, place, taken in rows:
-        if not taken:
-            continue
-        if pair.prompt != prompt:
-            prompt, of_prompt = pair.prompt, json.loads(pair.prompt)
-        usable = decisive(own)
-        values = {**_likelier(pair.a, pair.b, p_a), "source": "ai", "comparison": pair.id, "split": SPLITS[place]}
-        principles = list(dict.fromkeys(opinion.principle for opinion in usable))
-        rests_on = [opinion.id for opinion in usable]
-        name = id_of({"prompt": of_prompt, "principles": principles, "rests_on": rests_on, **values})
-        lists = {"principles": _as_json(principles), "rests_on": _as_json(rests_on)}
-        yield PlainRow(Preference, name, {"prompt": prompt, **lists, **values})
+    first = 0
+    for block in _blocks(comparisons, judgements, "id"):
+        last = first + len(block.ends)
+        those = (block, labels[first:last], places[first:last], drawn[first:last])
+        if columns := _columns(*those):
+            yield PlainRows(Preference, columns)
+        first = last
 
 
-def _as_json(texts: Iterable[str]) -> str:
-    return f"[{', '.join(map(json_text, texts))}]"  # for a quarter of the time that a list takes
+_PREFERENCE: Final = (
+    *("id", "prompt", "chosen", "rejected", "probability", "source", "principles", "rests_on", "comparison", "split"),
+    "weight",
+)
+"""The columns of a preference, in the order in which `_columns` makes them."""
+
+
+def _columns(block: _JudgedPairs, labels: Sequence[float], places: Sequence[int], drawn: Sequence[int]) -> Columns:
+    """The labeler's preferences that are drawn, with ids as `id_of` makes them of rows."""
+    takes = _decisive(block)
+    principles = list(compress(block.opinions["principle"], takes))
+    judgements = list(compress(block.opinions["id"], takes))
+    ends = np.concatenate(([0], np.cumsum(takes)))[[0, *block.ends]].tolist()
+    rows = zip(*block.pairs.values(), pairwise(ends), labels, places, strict=True)
+    made = []
+    prompt, of_prompt = "", ""
+    for comparison, as_json, a, b, (begin, end), p_a, place in compress(rows, drawn):
+        if as_json != prompt:
+            prompt, of_prompt = as_json, canonical_json(json_of(as_json))
+        names, canonical_names = _as_json(tuple(principles[begin:end]))
+        rests_on = '","'.join(judgements[begin:end])
+        chosen, rejected = (a, b) if p_a > 0.5 else (b, a)
+        probability, split = min(1.0, max(p_a, 1 - p_a)), SPLITS[place]
+        name = digest_of_json(
+            f'{{"chosen":{json_text(chosen)},"comparison":"{comparison}","principles":{canonical_names},'
+            f'"probability":{probability!r},"prompt":{of_prompt},"rejected":{json_text(rejected)},'
+            f'"rests_on":["{rests_on}"],"source":"ai","split":"{split}"}}'
+        )
+        lists = (names, f'["{rests_on.replace(",", ", ")}"]')
+        made.append((name, prompt, chosen, rejected, probability, "ai", *lists, comparison, split, None))
+    return dict(zip(_PREFERENCE, map(list, zip(*made, strict=True)), strict=True)) if made else {}
+
+
+@lru_cache
+def _as_json(principles: tuple[str, ...]) -> tuple[str, str]:
+    """The ids of principles, without those that stand there before, as rows have them and as canonical JSON."""
+    different = list(dict.fromkeys(principles))
+    return json_text(different), canonical_json(different)
 
 
 def _with_splits(
@@ -389,23 +526,6 @@ def _about(comparisons: RowStream[Comparison], verdicts: Sequence[Verdict], audi
     rows = columns_of(comparisons, Comparison, ("id", "a", "b"))
     differing = {name for name, a, b in rows if name in voted_on and not same_text(a, b)}
     return [verdict for verdict in verdicts if verdict.comparison in differing and verdict.gold is None]
-
-
-def _by_ai(opinions: Sequence[_Opinion], settings: Settings, counts: Counter[str]) -> float | None:
-    """The labeler's soft label, the mean over what can be read, by weight; None where it makes no preference."""
-    usable = decisive(opinions)
-    p_a = mean_of(usable)
-    unreadable = sum(opinion.p_a is None for opinion in opinions)
-    counts["judgements unreadable"] += unreadable
-    if p_a is None:
-        counts[f"comparisons {'unreadable' if unreadable else 'not judged'}"] += 1
-        return None
-    if not is_decided(p_a, settings.margin):
-        conflict = any(opinion.conflict for opinion in usable)
-        counts[f"comparisons undecided, {'position conflict' if conflict else 'near a half'}"] += 1
-        return None
-    counts["comparisons decided"] += 1
-    return p_a
 
 
 def _by_people(
@@ -527,8 +647,13 @@ def is_held_out(messages: Iterable[Message], settings: Settings, seed: int) -> b
 
     The words up to the user's first message decide, so that no conversation goes on from one on the other side.
     """
-    opening = next(prompts_within(conversation_of(messages)))
-    return rng_of(seed, "mix split", opening).random() < settings.held_out_share
+    turns = ((message.role, message.content, message.extra) for message in messages)
+    return _is_held_out(opening_of(turns), settings, seed)
+
+
+def _is_held_out(opening: Conversation, settings: Settings, seed: int) -> bool:
+    share = settings.held_out_share
+    return share > 0 and rng_of(seed, "mix split", opening).random() < share
 
 
 def rank(source: str, comparison: str, seed: int) -> float:
@@ -680,8 +805,8 @@ def run(settings: Settings, context: StageContext) -> None:
 
 
 def _noting(
-    preferences: Iterable[Preference | PlainRow[Preference]], sources: set[str]
-) -> Iterator[Preference | PlainRow[Preference]]:
+    preferences: Iterable[Preference | PlainRows[Preference]], sources: set[str]
+) -> Iterator[Preference | PlainRows[Preference]]:
     """The preferences, while the places that the prompts of people's come from are noted."""
     for preference in preferences:
         if isinstance(preference, Preference):

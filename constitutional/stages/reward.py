@@ -32,7 +32,7 @@ from constitutional.training import trl as training
 from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
 from constitutional.training.rows import Row, dataset, fitting, preference_rows
-from constitutional.training.saving import save_model
+from constitutional.training.saving import read_whole, save_model
 from constitutional.training.together import PairsTogether, loss_of, together
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ def soft_reward_trainer(
     model: "PreTrainedModel", tokenizer: Tokenizer, rows: list[Row], settings: Settings, checkpoints: Path, seed: int
 ) -> "RewardTrainer":
     """TRL's trainer with a soft target for every pair."""
+    from accelerate.utils import convert_to_fp32  # type: ignore[import-untyped]
     from trl.trainer.reward_config import RewardConfig
     from trl.trainer.reward_trainer import DataCollatorForPreference, RewardTrainer
 
@@ -74,11 +75,15 @@ def soft_reward_trainer(
             return_outputs: bool = False,
             num_items_in_batch: "torch.Tensor | int | None" = None,
         ) -> "torch.Tensor | tuple[torch.Tensor, Any]":
+
+            def precise(**arguments: object) -> Any:  # noqa: ANN401 - by DeepSpeed they would stay in bfloat16
+                return convert_to_fp32(model(**arguments))
+
             if settings.pairs_together:
-                return self._together(model, inputs, return_outputs=return_outputs)
+                return self._together(precise, inputs, return_outputs=return_outputs)
             probability, weight = inputs.pop("probability"), inputs.pop("weight")
             loss, outputs = super().compute_loss(  # type: ignore[no-untyped-call]
-                model, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
+                precise, inputs, return_outputs=True, num_items_in_batch=num_items_in_batch
             )
             chosen, rejected = outputs.logits.squeeze(-1).chunk(2)  # (B,) each
             loss = loss + training.soft_correction(chosen - rejected, probability, weight)
@@ -287,4 +292,5 @@ def run(settings: Settings, context: StageContext) -> None:
 def _kept_by_trainer(rows: list[Row], settings: Settings, context: StageContext) -> int:
     model, tokenizer = load_reward_model(context.model("sft_model"))
     trainer = soft_reward_trainer(model, tokenizer, rows, settings, context.output("checkpoints"), context.seed)
+    read_whole()
     return pairs_of(trainer)

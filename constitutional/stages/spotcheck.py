@@ -5,6 +5,7 @@ them where `wait` is false. The file is a snapshot: votes that come later change
 snapshot is named.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import Self
 
@@ -74,7 +75,10 @@ def run(settings: Settings, context: StageContext) -> None:
     context.write("spotchecks", plan)
     context.write("verdicts", verdicts)
     own = [verdict for verdict in raters_own(verdicts) if not verdict.withdrawn]
-    votes = {(row.comparison, row.rater) for row in own if not (row.choice == "skip" or row.gold)}
+    asked = {row.comparison for row in plan}  # a file may hold votes on others too
+    votes = {
+        (row.comparison, row.rater) for row in own if row.comparison in asked and not (row.choice == "skip" or row.gold)
+    }
     answered = {comparison for comparison, _ in votes}
     context.summarise(
         SpotCheckSummary(
@@ -89,9 +93,11 @@ def run(settings: Settings, context: StageContext) -> None:
     )
     if spare:
         context.warn(spare)
-    if settings.verdicts is not None and len(votes) < wanted:
+    votes_of = Counter(comparison for comparison, _ in votes)
+    held = sum(min(row.votes, votes_of[row.comparison]) for row in plan)
+    if settings.verdicts is not None and held < wanted:
         context.warn(
-            f"{settings.verdicts} holds {len(votes)} of {counted(wanted, 'vote')} that the budget wants, and the run "
+            f"{settings.verdicts} holds {held} of {counted(wanted, 'vote')} that the budget wants, and the run "
             "goes on with these; spotcheck.verdicts=null waits for the others"
         )
 

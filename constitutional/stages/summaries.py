@@ -6,10 +6,11 @@
 from collections.abc import Hashable, Mapping, Sequence
 from typing import ClassVar, Final, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from constitutional.base.frozen import Frozen
-from constitutional.base.stats import clustered_share, wilson
+from constitutional.base.stats import clustered_share, share_of_clusters, wilson
 from constitutional.judging.people import PeoplesWork
 from constitutional.training import metrics
 
@@ -202,6 +203,16 @@ class Share(Frozen):
         low, high = clustered_share([float(outcome) for outcome, _ in outcomes], [cluster for _, cluster in outcomes])
         return cls(right=right, n=len(outcomes), value=right / len(outcomes), low=low, high=high)
 
+    @classmethod
+    def of_clusters(cls, alike: Mapping[tuple[int, int], int]) -> "Share | None":
+        """The same from how many clusters there are of every number of outcomes that are true and of all."""
+        right = sum(true * count for (true, _), count in alike.items())
+        n = sum(every * count for (_, every), count in alike.items())
+        if not n:
+            return None
+        low, high = share_of_clusters(alike)
+        return cls(right=right, n=n, value=right / n, low=low, high=high)
+
 
 class Histogram(Frozen):
     """Counts between neighbouring edges."""
@@ -215,9 +226,8 @@ class Histogram(Frozen):
         """Counts of values from low to high in equal bins, the last with its upper edge; None without values."""
         if not values:
             return None
-        counts = [0] * bins
-        for value in values:
-            counts[min(int((value - low) / (high - low) * bins + 1e-9), bins - 1)] += 1
+        places = ((np.array(values, float) - low) / (high - low) * bins + 1e-9).astype(int)
+        counts = np.bincount(np.minimum(places, bins - 1), minlength=bins).tolist()
         return cls(edges=tuple(low + (high - low) * index / bins for index in range(bins + 1)), counts=tuple(counts))
 
 

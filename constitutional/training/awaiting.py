@@ -6,9 +6,12 @@ As in TRL, such a function is an `async def`. Meanwhile the thread that calls th
 import asyncio
 import inspect
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from constitutional.base.threads import in_thread
+
+STATE: Final = "trainer_state"
+"""What TRL hands reward functions beside the columns: where the training is."""
 
 
 def is_async(function: object) -> bool:
@@ -24,14 +27,26 @@ def begin(functions: Sequence[Callable[..., Any]], columns: Mapping[str, Any]) -
         columns: by name.
     """
     waiting = [index for index, function in enumerate(functions) if is_async(function)]
-    awaited = _in_background([functions[index](**columns) for index in waiting])
+    taken = [_taken(function, columns) for function in functions]
+    awaited = _in_background([functions[index](**taken[index]) for index in waiting])
 
     def results() -> list[Any]:
-        computed = {index: function(**columns) for index, function in enumerate(functions) if index not in waiting}
+        computed = {index: function(**taken[index]) for index, function in enumerate(functions) if index not in waiting}
         everything = computed | dict(zip(waiting, awaited(), strict=True))
         return [everything[index] for index in range(len(functions))]
 
     return results
+
+
+def _taken(function: Callable[..., Any], columns: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns, without the trainer's state for a function that has no place for it."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # some functions that are written in C have no signature
+        return dict(columns)
+    if STATE in parameters or any(of.kind is of.VAR_KEYWORD for of in parameters.values()):
+        return dict(columns)
+    return {name: column for name, column in columns.items() if name != STATE}
 
 
 def _in_background(coroutines: Sequence[Coroutine[Any, Any, Any]]) -> Callable[[], list[Any]]:

@@ -7,6 +7,7 @@ more than rounding does.
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -137,6 +138,13 @@ def gathered(gather: "Callable[[torch.Tensor], torch.Tensor]", rows: "torch.Tens
     return torch.cat([part[:count] for part, count in zip(torch.split(filled, max(counts)), counts, strict=True)])
 
 
+def leave_outputs(state: Any) -> None:  # noqa: ANN401 - accelerate's, which has no types
+    """Have FSDP2 leave what a network gives as it is: rounded to bfloat16, log-probabilities of replies lose a step."""
+    plugin = getattr(state, "fsdp_plugin", None)
+    if plugin and plugin.mixed_precision_policy:
+        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+
+
 def in_shares(trainer: C) -> C:
     """The trainer class, one of TRL's, whose steps all processes share; for one process the class itself.
 
@@ -144,10 +152,23 @@ def in_shares(trainer: C) -> C:
     """
     if count() == 1:
         return trainer
+    import torch
+
     base: Any = trainer
 
     class InShares(base):  # type: ignore[misc]
-        """The trainer for one of the processes."""
+        """The trainer for one of the processes.
+
+        On a GPU networks compute in bfloat16, and what they give is taken in 32 bits, as in one process.
+        """
+
+        def __init__(self, *args: object, **named: object) -> None:
+            super().__init__(*args, **named)
+            leave_outputs(self.accelerator.state)
+
+        def _prepare_input(self, data: Any) -> Any:  # noqa: ANN401
+            """The inputs on this device, where DeepSpeed's would be rounded: soft labels, the reference's numbers."""
+            return data.to(self.args.device) if isinstance(data, torch.Tensor) else super()._prepare_input(data)
 
         def get_train_dataloader(self) -> "DataLoader[Any]":
             """This process's rows."""

@@ -82,6 +82,7 @@ def save_model(trainer: "Trainer", folder: Path) -> None:
     """
     if kind_of_shards(trainer):
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # all processes give their parts
+        read_whole()
         if processes.is_main():
             write_model(put_together(trainer.model, weights), trainer.processing_class, folder)
         processes.wait()
@@ -92,6 +93,16 @@ def save_model(trainer: "Trainer", folder: Path) -> None:
         plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
         write_model(plain, trainer.processing_class, folder)
     processes.wait()
+
+
+def read_whole() -> None:
+    """Have transformers read models whole once a training with ZeRO-3 is over, or its trainer was made.
+
+    Until then it shares out what any process reads among all, and a process that reads alone waits for the others.
+    """
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    unset_hf_deepspeed_config()  # type: ignore[no-untyped-call]
 
 
 def put_together(trained: Any, weights: "Mapping[str, Tensor]") -> Any:  # noqa: ANN401 - models, or wrappers of one

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.files import atomic_write
 from constitutional.base.frozen import TECHNICAL
-from constitutional.base.progress import Progress, Task
+from constitutional.base.progress import Progress, Task, counted
 from constitutional.engines.chat import Arguments, Tokenizer
 from constitutional.engines.local import load_model
 from constitutional.training import metrics, processes
@@ -31,7 +31,7 @@ from constitutional.training.tracking import NOT_TRACKED, Tracking
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
-    from transformers import PreTrainedModel, Trainer, TrainerCallback
+    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
 
 A = TypeVar("A")
 
@@ -302,7 +302,7 @@ def fit(
     if task is None:
         with Progress().task(label, 0, "steps") as own:
             return fit(trainer, log=log, label=label, task=own, tracking=tracking, warn=warn)
-    checkpoint, in_shards = _latest_checkpoint(Path(trainer.args.output_dir or "")), kind_of_shards(trainer)
+    checkpoint, in_shards = _latest_checkpoint(Path(trainer.args.output_dir or "")), _kept_in(trainer)
     if checkpoint:
         _check_kind(checkpoint, in_shards)
     trainer.remove_callback(PrinterCallback)
@@ -310,12 +310,31 @@ def fit(
     trainer.add_callback(_log_callback(log, label, task, tracking, alike, in_shards=in_shards))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if checkpoint and not in_shards and _is_last(checkpoint):
+        # Of a part of an epoch transformers would make another step before it looks how many there are to be.
+        trainer.state = _state_of(checkpoint)
+        trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001 - without a step there is no other way
+        _kept_lines(log, trainer.state.global_step)
+    else:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not in_shards:  # of shards nobody has a whole weight; what they come to is checked as it is saved
         check_finite(_trained(trainer.model), label, trainer.state.global_step)
         check_moved(before, _trained(trainer.model), label, trainer.state.global_step)
     rows: Any = trainer.train_dataset
     return Fitted(trainer.state.global_step, len(rows))
+
+
+def _state_of(checkpoint: Path) -> "TrainerState":
+    from transformers import TrainerState
+
+    state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
+    return state
+
+
+def _is_last(checkpoint: Path) -> bool:
+    """Whether all steps of a training were made when this was saved."""
+    state = _state_of(checkpoint)
+    return state.global_step >= state.max_steps
 
 
 def _trained(model: Any) -> "list[torch.Tensor]":  # noqa: ANN401
@@ -471,6 +490,14 @@ def _append(log: Path, row: Mapping[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
+def _kept_in(trainer: "Trainer") -> str:
+    """In what shards checkpoints keep weights and optimizer; empty where they keep them whole."""
+    if trainer.is_deepspeed_enabled:  # which goes on with as many processes alone, and shards in stages 1 and 2 as well
+        stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
+        return f"ZeRO-{stage} over {counted(processes.count(), 'process')}"
+    return kind_of_shards(trainer)
+
+
 def _complete(checkpoint: Path, in_shards: str) -> None:
     processes.wait()  # each of them writes a part of it
     if processes.is_main():
@@ -486,6 +513,7 @@ def _check_kind(checkpoint: Path, in_shards: str) -> None:
     if (kept := (checkpoint / COMPLETE).read_text()) != in_shards:
         begun, now = (f"in shards of {kind}" if kind else "whole" for kind in (kept, in_shards))
         raise RunError(
-            f"{checkpoint}: was written by a training that keeps its weights {begun}, and this one keeps them {now}; "
-            f"go on with the launch=… that began it, or delete {checkpoint.parent} to train the stage anew"
+            f"{checkpoint}: was written by a training that keeps weights and optimizer {begun}, and this one keeps "
+            f"them {now}; go on with the launch=… and launch.processes=… that began it, or delete {checkpoint.parent} "
+            "to train the stage anew"
         )

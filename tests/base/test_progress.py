@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.progress import Progress, clock, described, percent, speed
+from constitutional.base.progress import Progress, clock, counted, described, percent, speed
 
 
 class Terminal(StringIO):
@@ -372,3 +372,8 @@ def test_no_color_is_heeded(tmp_path: Path) -> None:
     _, output = _on_terminal(tmp_path, WORK.replace("INNER", "pass"), 80, interrupt=False, NO_COLOR="1")
     assert "━" in output
     assert "\x1b[3" not in output
+
+
+def test_things_are_counted_in_words() -> None:
+    told = [counted(1, "error"), counted(1022, "error"), counted(1, "process"), counted(2, "process")]
+    assert told == ["1 error", "1,022 errors", "1 process", "2 processes"]

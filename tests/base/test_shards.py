@@ -21,7 +21,20 @@ from constitutional.base.records import (
     Sample,
     Verdict,
 )
-from constitutional.base.shards import Shards, column_of, count_of, find, is_sharded, read_artifact, write_artifact
+from constitutional.base.shards import (
+    PlainRow,
+    PlainRows,
+    Row,
+    Shards,
+    column_of,
+    count_of,
+    find,
+    is_sharded,
+    json_of,
+    json_text,
+    read_artifact,
+    write_artifact,
+)
 
 ODD = 'a "quote"\n\\ and \u2028 é 中 \U0001f600'
 PROMPT = Prompt(messages=(Message("user", ODD), Message("assistant", "", extra='{"tool_calls": []}')), info={"k": "v"})
@@ -171,3 +184,28 @@ def test_rows_are_found_by_a_column_with_their_place(tmp_path: Path) -> None:
         {"id": pairs[number].id, **pairs[number].model_dump(mode="json")} for number in (1, 4, 6)
     ]
     assert list(find(path, Comparison, ("chosen",), compute.is_valid)) == []
+
+
+@pytest.mark.parametrize(
+    "value", ['é 中 \U0001f600 \u2028 \\ " \n\x00', "half a pair \ud800", [0.1 + 0.2, 1e-9, 5e-324, None, {}]]
+)
+def test_what_a_column_of_json_says_is_what_was_written(value: object) -> None:
+    assert json_of(json_text(value)) == value
+
+
+@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.usefixtures("small")
+def test_rows_that_come_some_at_once_are_written_like_those_that_come_one_by_one(tmp_path: Path, count: int) -> None:
+    rows = [Comparison(prompt=PROMPT, a=ODD, b=str(number), model="m") for number in range(count + 2)]
+    texts = {"prompt": [json_text(PROMPT.model_dump(mode="json"))] * count, "a": [ODD] * count, "model": ["m"] * count}
+    some = {"id": [row.id for row in rows[:count]], "b": [row.b for row in rows[:count]], **texts}
+    alone = {"prompt": texts["prompt"][0], "a": ODD, "b": rows[count].b, "model": "m"}
+    mixed: list[Row] = [PlainRows(Comparison, some), PlainRow(Comparison, rows[count].id, alone), rows[count + 1]]
+    (tmp_path / "singly").mkdir()
+    path, written = write_artifact(tmp_path, "rows", mixed)
+    other, _ = write_artifact(tmp_path / "singly", "rows", rows)
+    assert written == count + 2
+    assert list(read_artifact(path, Comparison)) == rows
+    assert [file.read_bytes() for file in sorted(path.glob("*")) or [path]] == [
+        file.read_bytes() for file in sorted(other.glob("*")) or [other]
+    ]

@@ -14,6 +14,7 @@ from constitutional.base.stats import (
     distinct_ngrams,
     paired_interval,
     pearson,
+    share_of_clusters,
     student_p,
     student_quantile,
     weighted_mean,
@@ -70,6 +71,16 @@ def test_a_clustered_share_counts_clusters_where_their_outcomes_agree() -> None:
 
 def test_one_cluster_says_nothing_of_others() -> None:
     assert clustered_share([1.0, 1.0], ["a", "a"]) == Interval(0.0, 1.0)
+
+
+def test_a_clustered_share_follows_from_how_many_clusters_are_alike() -> None:
+    outcomes = [1.0, 1.0, 0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0]
+    clusters = [*"aaabbbccd"]  # two of three, one of three, two of two, one of one
+    assert share_of_clusters({(2, 3): 1, (1, 3): 1, (2, 2): 1, (1, 1): 1}) == clustered_share(outcomes, clusters)
+    assert share_of_clusters({(5, 5): 10, (0, 5): 10}) == clustered_share(
+        [1.0] * 50 + [0.0] * 50, [number // 5 for number in range(100)]
+    )
+    assert share_of_clusters({(1, 1): 3, (0, 1): 1}) == wilson(3, 4)
 
 
 def test_a_clustered_share_that_is_all_or_nothing_keeps_a_width() -> None:

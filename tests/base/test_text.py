@@ -217,3 +217,16 @@ def test_a_thought_ends_with_its_tag_or_is_all_there_is(written: str, opened: bo
 )
 def test_a_reply_that_was_cut_off_is_shortened_behind_its_thoughts(cut: str, kept: str) -> None:
     assert shortened(cut) == kept
+
+
+def test_texts_that_end_alike_are_told_apart_by_what_comes_before() -> None:
+    assert same_text("It is so. ", " It \t is\nso.")
+    assert not same_text("It is so.", "Is it so.")
+    assert not same_text("so.", "It is so.")
+    assert same_text("", " \n")
+    assert not same_text("", "so.")
+
+
+def test_spaces_of_every_kind_are_one_in_a_canonical_text() -> None:
+    assert canonical(" It is  so.") == canonical("It is so. ") == canonical("It\x1cis\tso.") == "It is so."
+    assert canonical("It\x00is so.") == "It\x00is so."  # a control character is no space

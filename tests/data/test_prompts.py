@@ -10,7 +10,7 @@ from constitutional.base.errors import InputError
 from constitutional.base.records import Message, Prompt
 from constitutional.base.shipped import shipped
 from constitutional.cli.main import main
-from constitutional.data.prompts import MAX_CHARACTERS, load_prompt_set
+from constitutional.data.prompts import MAX_CHARACTERS, conversation_of, load_prompt_set, opening_of, prompts_within
 from constitutional.data.sources import DataFile
 from constitutional.stages.prompts import FilePrompts
 
@@ -407,3 +407,16 @@ def test_the_shipped_prompts_are_two_hundred_different_ones() -> None:
     assert (len(prompts.prompts), len(prompts.repeated)) == (200, 0)
     assert FilePrompts(path=Path("everyday")).path == shipped("prompts") / "sets" / "everyday.txt"
     assert FilePrompts(path=Path("mine.txt")).path == Path("mine.txt")
+
+
+def test_the_opening_of_a_conversation_is_its_shortest_prompt() -> None:
+    messages = (
+        Message("system", "Be  calm."),
+        Message("user", " Why? "),
+        Message("assistant", "So.", extra='{"k": 1}'),
+        Message("user", "Really?"),
+    )
+    turns = [(message.role, message.content, message.extra) for message in messages]
+    assert opening_of(turns) == (("system", "Be calm."), ("user", "Why?"))
+    assert opening_of(turns) == next(prompts_within(conversation_of(messages)))
+    assert opening_of([("tool", "42", '{"k": 1}'), *turns]) == (("tool", '42{"k": 1}'),)

@@ -125,14 +125,19 @@ def test_a_principle_by_which_nothing_can_be_read_is_trusted_only_where_no_accur
         assert "cannot be read" in warning
 
 
-def test_a_labeler_that_cannot_be_read_is_not_said_to_prefer_the_opposite() -> None:
+def test_where_the_labeler_only_thinks_it_is_said_how_to_end_that() -> None:
     settings = LabelSettings(max_tokens=9)
-    with pytest.raises(
-        RunError, match=r"fails at 6 of 6 .* 6 of its judgements cannot be read: .* cut off at 9"
-    ) as told:
+    with pytest.raises(RunError, match=r"fails at 6 of 6 .* could not be read: .* cut off at 9") as told:
         check(lambda _: Completion("", "length", reasoning="Hm."), settings, LONGER)
     assert "while the model thought (6 of 6); type label.max_tokens=18, or model.template={" in str(told.value)
-    assert "opposite of what is asked" not in str(told.value)
+
+
+def test_a_labeler_that_is_surest_where_it_is_wrong_is_told() -> None:
+    (row,) = measured(likes_longer, LONGER)
+    even = row.model_copy(update={"sharpness": 0.0})
+    assert warnings_of([row]) == []
+    (warning,) = warnings_of([even])
+    assert warning.startswith("principle 'longer': the labeler is right in 3 of 3 on its examples, and is surest where")
 
 
 def test_the_decision_is_read_from_the_rows_and_not_made_again() -> None:
@@ -236,7 +241,7 @@ def test_position_bias_is_the_share_of_readings_for_the_first() -> None:
 
 
 def test_a_labeler_that_fails_is_told_with_the_method_to_try() -> None:
-    with pytest.raises(RunError, match=r"Type label\.method=contrast, which needs no verdict"):
+    with pytest.raises(RunError, match=r"Most of them could not be read: .* \(6 of 6\); type label\.method=con"):
         check_canaries(constitution(LONGER), ScriptedEngine(lambda _: "Hm."), TEMPLATES, LabelSettings())
 
     def contrary(request: Request) -> Completion:

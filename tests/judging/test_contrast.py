@@ -76,6 +76,16 @@ def test_a_labeler_without_system_messages_reads_the_principle_in_the_users(tmp_
     assert row.p_a != 0.5
 
 
+def test_a_judgement_says_the_words_that_the_model_was_asked_with() -> None:
+    own = Principle(id="kind", text="Be kind.", comparison="Which response is kinder?")
+    (row,) = judged(likely, CONTRAST, [comparison()], own)
+    assert row.principle_text == "Be kind."
+    (row,) = judged(
+        lambda _: Completion("", "choices", (-1.0, -2.0)), LabelSettings(method="logprobs"), [comparison()], own
+    )
+    assert row.principle_text == "Which response is kinder?"
+
+
 def test_bounds_are_no_probabilities_and_an_engine_without_any_is_refused() -> None:
     exact, bound = (
         Completion("", "choices", (-1.0, -2.0)),

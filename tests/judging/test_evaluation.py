@@ -167,6 +167,12 @@ def test_model_written_questions_are_asked_by_the_answers_own_names() -> None:
         ("Answer: A? No. The answer is B.", "B"),
         ("A is wrong and B is right.", None),
         ("Answer: Because", None),
+        ("Answer: B. This answer is a direct consequence of the law.", "B"),
+        ("Answer: (B)\n\nI hope this answer is a help!", "B"),
+        ("The correct answer is a matter of debate, so I cannot pick one.", None),
+        ("The answer is A, as the answers before say.", "A"),
+        ("The answer is **(a)**.", "A"),
+        ("My answer: a\nbecause of the rest", "A"),
         ("", None),
         ("<think>Answer: A", None),
         ("<think>Answer: A</think> Answer: B", "B"),
@@ -174,6 +180,18 @@ def test_model_written_questions_are_asked_by_the_answers_own_names() -> None:
 )
 def test_an_answer_in_words_is_read_where_it_is_stated(reply: str, name: str | None) -> None:
     assert named_option(reply, ("A", "B")) == name
+
+
+@pytest.mark.parametrize(
+    ("reply", "name"),
+    [
+        ("Answer: Yes\n\nNote that the answer is no longer valid after 2020.", "Yes"),
+        ("The answer is no.", "No"),
+        ("answer: yes", "Yes"),
+    ],
+)
+def test_words_that_are_options_too_are_read_where_they_end_a_sentence(reply: str, name: str) -> None:
+    assert named_option(reply, ("Yes", "No")) == name
 
 
 def test_what_cannot_be_answered_is_counted_by_its_reason() -> None:

@@ -13,7 +13,16 @@ from constitutional.judging.labelling import probabilities_of
 from constitutional.judging.reweighing import JudgementTable, Lots, reweighed, selections
 
 
-def judgement(comparison: str, principle: str, p_a: float | None, weight: float = 1.0) -> Judgement:
+def judgement(  # noqa: PLR0913 - all that a label follows from
+    comparison: str,
+    principle: str,
+    p_a: float | None,
+    weight: float = 1.0,
+    judge: str = "labeler",
+    *,
+    conflict: bool = False,
+    gives_way_to: tuple[str, ...] = (),
+) -> Judgement:
     problem = "cut off" if p_a is None else None
     return Judgement(
         comparison=comparison,
@@ -23,6 +32,9 @@ def judgement(comparison: str, principle: str, p_a: float | None, weight: float 
         readings=(Reading(order="a_first", rationale="", p_a=p_a, problem=problem),),
         p_a=p_a,
         weight=weight,
+        judge=judge,
+        conflict=conflict,
+        gives_way_to=gives_way_to,
     )
 
 
@@ -58,6 +70,40 @@ def test_the_weights_of_the_run_give_what_labelling_combines() -> None:
     ]
     combined = [np.nan if p is None else p for p in probabilities_of(rows).values()]
     assert reweighed(JudgementTable.of(rows), weights).tolist() == pytest.approx(combined, nan_ok=True)
+
+
+def test_the_judges_of_a_panel_decide_together() -> None:
+    rows = [judgement("x", "brief", 0.9), judgement("x", "brief", 0.2, judge="second")]
+    assert reweighed(JudgementTable.of(rows), {"brief": 1}).tolist() == pytest.approx([0.55])
+    # The second judge weighs three times as much: (0.9 + 3·0.2) / 4.
+    rows = [rows[0], judgement("x", "brief", 0.2, 3.0, "second")]
+    assert reweighed(JudgementTable.of(rows, {"second": 3.0}), {"brief": 1}).tolist() == pytest.approx([0.375])
+    # kind has one judge, so that it weighs half of brief: (0.9 + 0.2 + 0.5) / 3.
+    rows = [judgement("x", "brief", 0.9), judgement("x", "brief", 0.2, judge="second"), judgement("x", "kind", 0.5)]
+    assert reweighed(JudgementTable.of(rows), {"brief": 1, "kind": 1}).tolist() == pytest.approx([1.6 / 3])
+
+
+def test_a_panel_is_weighed_as_labelling_combines_it_conflicts_and_priorities_included() -> None:
+    rng = random.Random(1)
+    weights, judges = {"brief": 2.0, "kind": 0.5, "calm": 1.0}, {"labeler": 1.0, "second": 2.5, "third": 0.0}
+    above = {"brief": (), "kind": ("brief",), "calm": ("kind", "brief")}
+    rows = [
+        judgement(
+            str(number),
+            name,
+            None if rng.random() < 0.1 else rng.random(),
+            weight * of_judge,
+            judge,
+            conflict=rng.random() < 0.3,
+            gives_way_to=above[name],
+        )
+        for number in range(300)
+        for name, weight in weights.items()
+        for judge, of_judge in judges.items()
+        if (judge, name) != ("second", "kind")
+    ]
+    combined = [np.nan if p is None else p for p in probabilities_of(rows).values()]
+    assert reweighed(JudgementTable.of(rows, judges), weights).tolist() == pytest.approx(combined, nan_ok=True)
 
 
 @pytest.mark.parametrize(("weights", "word"), [({"breif": 1.0}, "'brief'"), ({"kind": -1.0}, "-1")])

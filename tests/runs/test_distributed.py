@@ -6,7 +6,7 @@ import shutil
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import StringIO
 from pathlib import Path
@@ -127,7 +127,8 @@ def children(folder: Path) -> list[int]:
     for process in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             words = (process / "cmdline").read_text().split("\0")
-            ours = "constitutional.runs.distributed_child" in words and "accelerate.commands.launch" not in words
+            trains = {"constitutional.runs.distributed_child", "tests.runs.on_cpus"} & {*words}
+            ours = trains and "accelerate.commands.launch" not in words
             if ours and any(word.startswith(str(folder)) for word in words):
                 found.append(int(process.name))
     return sorted(found)
@@ -156,11 +157,10 @@ def once(condition: Callable[[], bool], act: Callable[[], None]) -> Iterator[Non
 # --- Results ---
 
 
-@pytest.mark.slow  # each of them starts three interpreters
-@pytest.mark.parametrize("stage", STAGES)
-def test_two_processes_make_what_one_makes(alone: Path, model: Path, tmp_path: Path, stage: str) -> None:
+def compare(alone: Path, model: Path, folder: Path, stage: str, launched: Sequence[str]) -> None:
+    """Train a stage in a folder by two processes, and compare what it makes with what one process made."""
     one = RunStore.load(alone / "runs" / of(stage).removeprefix("name="))
-    two, said = start(config_of(without(alone, tmp_path / "two", stage), model, stage, of(stage), *TWO))
+    two, said = start(config_of(without(alone, folder, stage), model, stage, of(stage), *launched))
     assert re.search(rf"\d\d {stage}: running", said)
     assert two.stages[stage].fingerprint == one.stages[stage].fingerprint
     began = weights(model if stage == "sft" else one.artifact("sft_model"))
@@ -181,16 +181,20 @@ def test_two_processes_make_what_one_makes(alone: Path, model: Path, tmp_path: P
     assert summaries[0] == summaries[1]
 
 
+@pytest.mark.slow  # each of them starts three interpreters
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_make_what_one_makes(alone: Path, model: Path, tmp_path: Path, stage: str) -> None:
+    compare(alone, model, tmp_path / "two", stage, TWO)
+
+
 # --- Kills, Ctrl-C and mistakes ---
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_stage_whose_process_is_killed_or_that_is_stopped_goes_on_to_the_same(
-    alone: Path, model: Path, tmp_path: Path, stage: str
-) -> None:
+def break_off(alone: Path, model: Path, folder: Path, stage: str, launched: Sequence[str]) -> None:
+    """Kill a process that trains a stage, stop the command at the next start, and see what a third one comes to."""
+
     def place(name: str) -> Path:
-        (found,) = (tmp_path / name / "runs" / ".stages").glob(f"{stage}-*")
+        (found,) = (folder / name / "runs" / ".stages").glob(f"{stage}-*")
         return found
 
     def reached(step: int) -> bool:
@@ -200,24 +204,32 @@ def test_a_stage_whose_process_is_killed_or_that_is_stopped_goes_on_to_the_same(
         return False
 
     longer = {"ppo": "algorithm.episodes=96", "dpo": "algorithm.epochs=12"}.get(stage, f"{stage}.epochs=12")
-    long = (of(stage), longer, *TWO)
-    whole, _ = start(config_of(without(alone, tmp_path / "whole", stage), model, stage, *long))
-    broken = config_of(without(alone, tmp_path / "broken", stage), model, stage, *long)
+    long = (of(stage), longer, *launched)
+    whole, _ = start(config_of(without(alone, folder / "whole", stage), model, stage, *long))
+    broken = config_of(without(alone, folder / "broken", stage), model, stage, *long)
     killed = rf"^{stage}: a process that trains was ended by SIGKILL; .* goes on from the last checkpoint"
     with (
-        once(lambda: reached(1), lambda: os.kill(children(tmp_path)[-1], signal.SIGKILL)),
+        once(lambda: reached(1), lambda: os.kill(children(folder)[-1], signal.SIGKILL)),
         pytest.raises(RunError, match=killed),
     ):
         start(broken)
-    assert children(tmp_path) == []
+    assert children(folder) == []
     assert RunStore.load(broken.run_folder).manifest.failures[stage].message.startswith(f"{stage}: a process that")
     with once(lambda: reached(2), lambda: os.kill(os.getpid(), signal.SIGINT)), pytest.raises(KeyboardInterrupt):
         start(broken)
-    assert children(tmp_path) == []
+    assert children(folder) == []
     store, _ = start(broken)
     assert digest_of(made(store, stage)) == digest_of(made(whole, stage))
     assert store.training_logs(stage) == whole.training_logs(stage)
     assert not (place("broken") / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_whose_process_is_killed_or_that_is_stopped_goes_on_to_the_same(
+    alone: Path, model: Path, tmp_path: Path, stage: str
+) -> None:
+    break_off(alone, model, tmp_path, stage, TWO)
 
 
 @pytest.mark.slow

@@ -121,13 +121,29 @@ def test_a_prompt_counts_as_differing_where_one_of_several_best_replies_is_the_b
     world = Raters()
     with opened(run, world) as previewer:
         previewer.preview(previewer.edited(()))
-        for name, words in previewer._rated:
+        for key in previewer._rated:
             # Both of the first two are the best by all principles; by `calm` alone the second is.
-            row = {"calm": (8.0, 9.0, 5.0, 5.0), "brief": (9.0, 8.0, 5.0, 5.0)}.get(name, (9.0, 9.0, 5.0, 5.0))
-            previewer._rated[name, words] = [row] * 12
+            row = {"calm": (8.0, 9.0, 5.0, 5.0), "brief": (9.0, 8.0, 5.0, 5.0)}.get(key[0], (9.0, 9.0, 5.0, 5.0))
+            previewer._rated[key] = [row] * 12
         result = previewer.preview(previewer.edited(["constitution.without=[brief,kind,honest]"]))
     assert (result.swapped, result.prompts) == (12, 12)
     assert "12 of 12 prompts" in summary(result)
+
+
+def test_another_rule_under_the_same_words_rates_anew(run: Path, tmp_path: Path) -> None:
+    text = (tmp_path / "ours.yaml").read_text()
+    edited = tmp_path / "edited.yaml"
+    world = Raters()
+    with opened(run, world) as previewer:
+        previewer.preview(previewer.edited(()))
+        taken = []
+        for rule in ("more words", "fewer words"):
+            edited.write_text(text.replace("id: calm", f"id: calm\n    measure: {rule}"))
+            previewer.preview(previewer.edited([f"constitution.file={edited}"]))
+            taken.append([row for key, row in previewer._rated.items() if key[0] == "calm" and key[2] == rule])
+    (more,), (fewer,) = taken
+    assert len(more) == len(fewer) == 12
+    assert more != fewer  # the rule of the second edit rated them, and not that of the first
 
 
 def test_a_priority_alone_changes_what_is_taken_and_asks_for_nothing(run: Path, tmp_path: Path) -> None:
@@ -138,10 +154,10 @@ def test_a_priority_alone_changes_what_is_taken_and_asks_for_nothing(run: Path, 
     world = Raters()
     with opened(run, world) as previewer:
         previewer.preview(previewer.edited(()))
-        for name, words in previewer._rated:
+        for key in previewer._rated:
             # By the sum the second reply is the best, 3 + 9 against 8 + 2; where `calm` decides alone it is the first.
-            row = {"calm": (8.0, 3.0, 1.0, 1.0), "brief": (2.0, 9.0, 1.0, 1.0)}.get(name, (5.0, 5.0, 5.0, 5.0))
-            previewer._rated[name, words] = [row] * 12
+            row = {"calm": (8.0, 3.0, 1.0, 1.0), "brief": (2.0, 9.0, 1.0, 1.0)}.get(key[0], (5.0, 5.0, 5.0, 5.0))
+            previewer._rated[key] = [row] * 12
         result = previewer.preview(previewer.edited([f"constitution.file={edited}"]))
     assert any("overrides" in edit for edit in result.edits)
     assert result.asked == {}

@@ -367,6 +367,15 @@ def test_the_principles_own_examples_go_before_the_conversation() -> None:
     ]
 
 
+def test_an_example_is_not_shown_where_its_prompt_is_the_question() -> None:
+    other = Example(prompt="Is it late?", better="It is.", worse="It is never late.")
+    of = Constitution(name="t", principles=(Principle(id="honest", text="Be honest.", examples=(EXAMPLE, other)),))
+    request = first_request(Settings(rounds=1, few_shot=2, critique=False), of, prompt("Am I right?"), DIRECTLY)
+    asked = [message.content for message in request.messages if message.role == "user"]
+    directly = TEMPLATES.render("revise_directly", principle="Be honest.")
+    assert asked == ["Is it late?", directly, "Am I right?", directly]
+
+
 def test_with_a_critique_an_example_shows_both_findings_behind_the_system_message() -> None:
     of = Prompt(messages=(Message("system", "Be Bob."), Message("user", "Hi")))
     request = first_request(Settings(rounds=1, few_shot=1), SHOWN, of, CRITIQUE)

@@ -1,9 +1,12 @@
 import json
+import math
 import re
 import shutil
+from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 from pydantic import ValidationError
@@ -456,3 +459,28 @@ def test_replies_are_sampled_by_the_runs_settings_alone_and_end_where_the_templa
     assert set(used.eos_token_id) == {7, tokenizer.eos_token_id}
     assert (used.num_beams, used.do_sample, used.temperature) == (1, True, 1.0)
     assert not any((used.stop_strings, used.min_new_tokens, used.suppress_tokens))
+
+
+def test_a_reply_that_no_reward_has_a_number_for_teaches_nothing_whatever_its_penalty() -> None:
+    import torch
+
+    class OfTrl:
+        """Gives four replies' rewards, by one reward and a penalty for replies that were cut off."""
+
+        args = SimpleNamespace(num_generations=4)
+        reward_weights = torch.tensor([1.0, -1.0])
+        reward_func_names = ("own", "cut_off")
+        _metrics: ClassVar[dict[str, Any]] = {"train": defaultdict(lambda: [0.0])}
+
+        def _calculate_rewards(self) -> torch.Tensor:
+            return torch.tensor([[0.8, 0.0], [0.7, 1.0], [math.nan, 0.0], [math.nan, 1.0]])
+
+        def _generate_and_score_completions(self) -> torch.Tensor:
+            return self._calculate_rewards()
+
+    trainer = grpo._aggregated(OfTrl(), "sum_then_normalize", 1)  # type: ignore[type-var]
+    rewards = trainer._generate_and_score_completions()
+    assert rewards[:2].equal(torch.tensor([[0.8, 0.0], [0.7, 1.0]]))
+    assert bool(rewards[2:].isnan().all())  # by which TRL gives both an advantage of 0
+    # (0.8 + (0.7 − 1)) / 2; with 0 for the others it would be (0.5 − 1) / 4.
+    assert trainer._metrics["train"]["reward"] == [pytest.approx(0.25)]

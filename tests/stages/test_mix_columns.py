@@ -337,3 +337,66 @@ def test_a_preference_of_columns_is_written_as_by_hand(tmp_path: Path) -> None:
         '"chosen": "B \\"b\\"", "rejected": "A é", "probability": 0.75, "source": "ai", "principles": ["calm"], '
         f'"rests_on": ["{judgement.id}"], "comparison": "{row.id}", "split": "train"}}\n'
     )
+
+
+def test_a_mix_of_shards_decides_hand_made_edges_as_one_of_json_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def pair(number: int, b: str = "No.") -> Comparison:
+        prompt = Prompt(messages=(Message("user", f"{number}?"),))
+        return Comparison(prompt=prompt, a="Yes.", b=b, model="m")
+
+    def said(row: Comparison, p_a: float | None, principle: str = "calm", **more: object) -> Judgement:
+        readings = (Reading(order="a_first", rationale="", p_a=p_a, problem=None if p_a is not None else "no"),)
+        words = {"comparison": row.id, "principle": principle, "principle_text": "Be.", "labeler": "l"}
+        return Judgement.model_validate({**words, "readings": readings, "p_a": p_a, **more})
+
+    rows = [pair(number) for number in range(9)] + [pair(9, " Yes. "), pair(10)]
+    judgements = [
+        said(rows[0], 0.5),  # a tie
+        said(rows[1], 0.6),  # at the margin, which is enough
+        said(rows[2], 0.59),  # within it
+        said(rows[3], 0.9, conflict=True, weight=0.5),  # a judge and another, (0.45 + 0.2) / 1.5 = 0.4333
+        said(rows[3], 0.2, judge="second"),
+        said(rows[4], 0.9, gives_way_to=("kind",)),  # overridden: kind alone decides
+        said(rows[4], 0.3, "kind"),
+        said(rows[5], None),  # one cannot be read, the other decides
+        said(rows[5], 0.2, "kind"),
+        said(rows[6], None),  # unreadable
+        said(rows[8], 0.8),  # a person says otherwise
+        said(rows[9], 0.8),  # equal texts
+        said(rows[10], 0.8, weight=0),  # counts for nothing, so not judged, as rows[7]
+    ]
+    votes = [Verdict(comparison=rows[8].id, rater="ann", choice="b", strength=2)]
+    settings = Settings(margin=0.1, held_out_share=0)
+    found = mixed_rows(rows, judgements, votes, [], settings, 0)
+    path, _ = write_artifact(tmp_path, "small", found.preferences)
+    made = list(read_artifact(path, Preference))
+    assert [(row.comparison, row.chosen, row.principles) for row in made] == [
+        (rows[1].id, "Yes.", ("calm",)),
+        (rows[4].id, "No.", ("kind",)),
+        (rows[5].id, "No.", ("kind",)),
+        (rows[8].id, "No.", ()),
+    ]
+    assert [row.probability for row in made] == [0.6, 0.7, 0.8, 0.8]
+    assert {why: count for why, count in found.counts.items() if count and "available" not in why} == {
+        "comparisons undecided, near a half": 2,
+        "comparisons undecided, position conflict": 1,
+        "judgements unreadable": 2,
+        "comparisons unreadable": 1,
+        "comparisons not judged": 2,
+        "comparisons decided": 4,
+        "AI judgements overridden by a person": 1,
+        "comparisons of equal texts": 1,
+        "AI preferences used": 3,
+        "human preferences used": 1,
+        "preferences in train": 4,
+    }
+    monkeypatch.setattr(shards, "LARGE", 5)
+    monkeypatch.setattr(shards, "AT_ONCE", 3)
+    large: RowStream[Comparison] = Shards(write_artifact(tmp_path, "comparisons", rows)[0], Comparison)
+    of_them: RowStream[Judgement] = Shards(write_artifact(tmp_path, "judgements", judgements)[0], Judgement)
+    again = mixed_rows(large, of_them, votes, [], settings, 0)
+    other, _ = write_artifact(tmp_path, "large", again.preferences)
+    assert other.read_bytes() == path.read_bytes()
+    assert list(again.counts.items()) == list(found.counts.items())

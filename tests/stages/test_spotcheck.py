@@ -63,6 +63,16 @@ def test_it_says_which_votes_a_larger_budget_still_wants(tmp_path: Path) -> None
     run(Settings(budget=12, overlap=0, verdicts=file), context)
     (warning,) = context.warnings
     assert "holds 5 of 12 votes" in warning
+    # Votes on comparisons that were not asked about, and a third vote on one, are none of those that are wanted.
+    planned = {row.comparison for row in context.rows["spotchecks"]}
+    others = [row.id for row in pairs() if row.id not in planned]
+    more = [Verdict(comparison=name, rater="x", choice="b") for name in others]
+    more += [Verdict(comparison=votes[0].comparison, rater=rater, choice="b") for rater in "yz"]
+    file.write_text("".join(f"{row.model_dump_json()}\n" for row in (*votes, *more)))
+    context = work(pairs())
+    run(Settings(budget=12, overlap=0, verdicts=file), context)
+    (warning,) = context.warnings
+    assert "holds 5 of 12 votes" in warning
     assert "spotcheck.verdicts=null" in warning
 
 

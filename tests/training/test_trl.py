@@ -82,13 +82,13 @@ def test_a_checkpoint_in_other_shards_is_refused_and_stays(tmp_path: Path) -> No
     checkpoint.mkdir()
     _complete(checkpoint, "FSDP")
     _check_kind(checkpoint, "FSDP")
-    with pytest.raises(RunError, match=r"weights in shards of FSDP, and this one keeps them whole; go on with"):
+    with pytest.raises(RunError, match=r"in shards of FSDP, and this one keeps them whole; go on with the launch"):
         _check_kind(checkpoint, "")
     assert checkpoint.exists()
     _complete(checkpoint, "")
     _check_kind(checkpoint, "")
-    with pytest.raises(RunError, match=r"weights whole, and this one keeps them in shards of ZeRO-3"):
-        _check_kind(checkpoint, "ZeRO-3")
+    with pytest.raises(RunError, match=r"whole, and this one keeps them in shards of ZeRO-3 over 2 processes;"):
+        _check_kind(checkpoint, "ZeRO-3 over 2 processes")
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
@@ -190,3 +190,17 @@ def test_weights_that_are_no_numbers_end_the_training_also_between_two_lines_of_
         assert all(bool(weight.isfinite().all()) for weight in made.model.parameters())
         assert rate < 1e30
     assert not list((tmp_path / "c").glob("*/complete")) or torch.isfinite(next(made.model.parameters())).all()
+
+
+def test_a_part_of_an_epoch_that_is_done_is_not_trained_on_further(models: Path, tmp_path: Path) -> None:
+    def go() -> tuple[int, dict[str, Any], str]:
+        begun = trainer("sft", models, tmp_path, 8, epochs=1.5, batch_size=2, checkpoint_every=1, log_every=1)
+        fitted = fit(begun, log=tmp_path / "log.jsonl", label="sft")
+        weights = {name: weight.detach().clone() for name, weight in begun.model.named_parameters()}
+        return fitted.steps, weights, (tmp_path / "log.jsonl").read_text()
+
+    steps, weights, log = go()
+    assert steps == 6
+    again, same, log_of_again = go()  # as after a kill before the stage was noted down as done
+    assert (again, log_of_again) == (steps, log)
+    assert all(weight.equal(same[name]) for name, weight in weights.items())

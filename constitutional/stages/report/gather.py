@@ -28,9 +28,8 @@ from constitutional.base.records import (
     Revision,
     Rollout,
     Sample,
-    id_of,
 )
-from constitutional.base.shards import RowStream, column_of, columns_of
+from constitutional.base.shards import RowStream, column_of, columns_of, json_of
 from constitutional.constitution.constitution import Constitution
 from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.accuracy import PrincipleAccuracy
@@ -145,17 +144,21 @@ class _Outcomes:
     """Whether something is so, of many; those about one prompt are a cluster."""
 
     def __init__(self) -> None:
-        self._prompts = array("Q")
-        self._so = bytearray()
+        self.prompts = array("q")
+        self.so = bytearray()
 
-    def add(self, prompt: int, *, so: bool) -> None:
-        """One more."""
-        self._prompts.append(prompt)
-        self._so.append(so)
+    def add(self, prompt: int, so: Sequence[bool]) -> None:
+        """Some more of a prompt."""
+        self.prompts.extend([prompt] * len(so))
+        self.so.extend(so)
 
     def share(self) -> Share | None:
         """The share that is so; None where there are none."""
-        return Share.clustered([(so == 1, prompt) for so, prompt in zip(self._so, self._prompts, strict=True)])
+        import numpy as np
+
+        _, cluster, sizes = np.unique(np.array(self.prompts), return_inverse=True, return_counts=True)
+        so = np.bincount(cluster, np.frombuffer(self.so, np.uint8)).astype(int)
+        return Share.of_clusters(Counter(zip(so.tolist(), sizes.tolist(), strict=True)))
 
 
 class _Judged:
@@ -180,22 +183,23 @@ def labeler_quality(
     }
     prompts = _prompts_of(comparisons)
     judged: defaultdict[str, _Judged] = defaultdict(_Judged)
-    probabilities, methods, bounded = array("d"), set[str](), 0
+    probabilities, labelers, bounded = array("d"), set[str](), 0
     columns = ("comparison", "principle", "labeler", "judge", "readings", "p_a", "conflict")
     for comparison, principle, labeler, by, as_json, p_a, conflict in columns_of(judgements, Judgement, columns):
         if (by or LABELER) != judge:
             continue
-        readings, of_principle = json.loads(as_json), judged[principle]
+        readings, of_principle, prompt = json_of(as_json), judged[principle], prompts[comparison]
         of_principle.count += 1
-        of_principle.unreadable += p_a is None
         of_principle.ties += conflict and _torn(readings)
-        for first in _first_shown(readings):
-            of_principle.first.add(prompts[comparison], so=first)
-        if p_a is not None:
-            of_principle.conflicts.add(prompts[comparison], so=conflict)
+        of_principle.first.add(prompt, _first_shown(readings))
+        if p_a is None:
+            of_principle.unreadable += 1
+        else:
+            of_principle.conflicts.add(prompt, (conflict,))
             probabilities.append(p_a)
-        methods.add(labeler.rpartition(" ")[2])
-        bounded += any(reading.get("bounded") for reading in readings)
+        labelers.add(labeler)
+        bounded += _is_bounded(readings)
+    methods = {labeler.rpartition(" ")[2] for labeler in labelers}
     return LabelerQuality(
         principles=tuple(
             PrincipleQuality(
@@ -222,7 +226,7 @@ def _prompts_of(comparisons: RowStream[Comparison]) -> dict[str, int]:
     numbers, last, number = dict[str, int](), "", 0
     for name, prompt in columns_of(comparisons, Comparison, ("id", "prompt")):
         if prompt != last:  # the comparisons of a prompt stand together
-            last, number = prompt, int(id_of(json.loads(prompt)), 16)
+            last, number = prompt, hash(prompt)
         numbers[name] = number
     return numbers
 
@@ -259,18 +263,24 @@ def panel_of(
     )
 
 
+def _is_bounded(readings: Iterable[Mapping[str, Any]]) -> bool:
+    return any(["bounded" in reading and reading["bounded"] for reading in readings])  # noqa: C419 - in half the time
+
+
 def _torn(readings: Iterable[Mapping[str, Any]]) -> bool:
     return all(reading["p_a"] is not None and abs(reading["p_a"] - 0.5) < 0.1 for reading in readings)
 
 
-def _first_shown(readings: Sequence[Mapping[str, Any]]) -> Iterator[bool]:
+def _first_shown(readings: Sequence[Mapping[str, Any]]) -> list[bool]:
     """Whether a reading prefers the response shown first, of the readings that prefer one."""
-    if len(readings) > 1:  # a single reading is a score that a response got alone: none came first
-        for reading in readings:
-            p_a = reading["p_a"]
-            if p_a is not None and p_a != 0.5:
-                # Preferred is what was shown first if a is preferred and was first, or b is preferred and was first.
-                yield (p_a > 0.5) == (reading["order"] == "a_first")
+    if len(readings) < 2:  # a single reading is a score that a response got alone: none came first
+        return []
+    # Preferred is what was shown first if a is preferred and was first, or b is preferred and was first.
+    return [
+        (p_a > 0.5) == (reading["order"] == "a_first")
+        for reading in readings
+        if (p_a := reading["p_a"]) is not None and p_a != 0.5
+    ]
 
 
 def curves_of(
@@ -337,7 +347,7 @@ def _undirected(judgements: RowStream[Judgement]) -> Counter[str]:
     for p_a, readings in columns_of(judgements, Judgement, ("p_a", "readings")):
         ties += p_a == 0.5
         if p_a is None:  # so an order cannot be read
-            why.update([reading["problem"] for reading in json.loads(readings) if reading["problem"]][:1])
+            why.update([reading["problem"] for reading in json_of(readings) if reading["problem"]][:1])
     why["tie, neither response is preferred"] = ties
     return why
 

@@ -15,7 +15,7 @@ from constitutional.base.errors import ModelError, UsageError
 from constitutional.base.message import Message
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer
-from constitutional.training.awaiting import begin
+from constitutional.training.awaiting import STATE, begin
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, moments, raw_scores
 from constitutional.training.rows import Row, token_ids
 
@@ -304,17 +304,23 @@ class Rewards:
 
 
 def begin_functions(
-    functions: Sequence[RewardFunction], rows: Sequence[Row], texts: Sequence[str], ids: Sequence[Sequence[int]]
+    functions: Sequence[RewardFunction],
+    rows: Sequence[Row],
+    texts: Sequence[str],
+    ids: Sequence[Sequence[int]],
+    state: object = None,
 ) -> Callable[[], list[list[float]]]:
     """Begin to wait for reward functions that are async; what is returned calls the others, and gives all numbers.
 
-    For each function these are its numbers for replies to the rows' prompts; NaN where it has none.
+    For each function these are its numbers for replies to the rows' prompts; NaN where it has none. They get `state`,
+    the steps that are done, as TRL's do.
     """
     others = [key for key in rows[0] if key not in {"prompt", "completion", "completion_ids"}]
     columns: dict[str, Any] = {
         "prompts": [row["prompt"] for row in rows],
         "completions": [[{"role": "assistant", "content": text}] for text in texts],
         "completion_ids": [list(row_ids) for row_ids in ids],
+        STATE: state,
         **{key: [row[key] for row in rows] for key in others},
     }
     results = begin(functions, columns)

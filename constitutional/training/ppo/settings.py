@@ -135,9 +135,9 @@ class PPOConfig(PPOSettings):
             raise ConfigurationError(f"PPOConfig: {'; '.join(problems)}") from error
 
 
-TECHNICAL = {
-    *("output_dir", "use_cpu", "logging_steps", "sample_steps", "sample_size", "save_steps", "save_total_limit"),
-    *("per_device_train_batch_size", "gradient_accumulation_steps", "local_rollout_forward_batch_size"),
-    *("gradient_checkpointing", "report_to", "project", "run_name"),
-}
+TECHNICAL = frozenset(
+    "output_dir use_cpu bf16 logging_steps sample_steps sample_size save_steps save_total_limit "
+    "per_device_train_batch_size gradient_accumulation_steps local_rollout_forward_batch_size gradient_checkpointing "
+    "report_to project run_name".split()
+)
 """Settings that a training may be resumed with other values of: what it comes to depends on their products at most."""

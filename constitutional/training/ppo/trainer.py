@@ -145,8 +145,14 @@ class PPOTrainer:
         readers = (
             member for member in models if member.tokenizer.get_vocab() == ours and hasattr(member.model, "score")
         )
+        if ref_model is not None and ref_model is model and not isinstance(model, str | Path):
+            raise UsageError(
+                "PPOTrainer: ref_model is the model that is trained, so the KL would always be 0; leave ref_model out, "
+                "which takes a copy of it"
+            )
         reference = _policy(ref_model, self.processing_class, policy.device)[0] if ref_model is not None else None
-        critic = load_reward_model(Path(value_model))[0] if isinstance(value_model, str | Path) else value_model
+        critic: Any = load_reward_model(Path(value_model))[0] if isinstance(value_model, str | Path) else value_model
+        critic = None if critic is None else critic.float()
         set_seed(self.args.seed)  # again, as loading a reward model seeds by 0, for what is drawn from here on
         self.networks = make_networks(policy, reference, critic, next(readers, None), peft_config)
         self.value_model_given = value_model is not None
@@ -273,6 +279,7 @@ class PPOTrainer:
 
     def _episodes(self, phase: int, own: list[int], rows: list[int]) -> list[Episode]:
         import torch
+        from transformers import TrainerState
 
         seeds = [seed_of(self.args.seed, "reply", phase, row) for row in own]
         prompts, data = [self.prompts[row] for row in rows], [self.rows[row] for row in rows]
@@ -281,7 +288,8 @@ class PPOTrainer:
         texts = [str(self.processing_class.decode(row_ids, skip_special_tokens=True)) for row_ids in ids]
         spoken = list(map(without_thoughts, texts))  # functions get what TRL would give them
         functions = [*self.rewards.functions, *filter(None, [self.gold_fn])]
-        numbers_of_functions = begin_functions(functions, data, texts, ids)
+        state = TrainerState(global_step=phase, is_world_process_zero=self.accelerator.is_main_process)
+        numbers_of_functions = begin_functions(functions, data, texts, ids, state)
         with torch.no_grad(), self.accelerator.autocast():
             read = self._read(prompts, replies)
             members = self.rewards.members(data, spoken)
@@ -434,10 +442,13 @@ def _default_config() -> "PPOConfig":
 
 
 def _accelerator(args: "PPOConfig") -> Any:  # noqa: ANN401
+    import torch
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from accelerate.utils import DistributedType
 
-    accelerator = Accelerator(cpu=args.use_cpu, mixed_precision="bf16" if args.bf16 else "no")
+    # Apple's GPUs have no numbers of 64 bits, in which replies are drawn.
+    on_cpu = args.use_cpu or not torch.cuda.is_available()
+    accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if args.bf16 else "no")
     kinds = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
     if accelerator.distributed_type not in kinds:
         raise ConfigurationError(
@@ -459,7 +470,9 @@ def _policy(
     if tokenizer is None:
         raise UsageError("PPOTrainer: a model in memory comes without its tokenizer; give processing_class=…")
     moved: Any = model
-    return moved.to(device), tokenizer
+    moved = moved.to(device)
+    # Loaded as it is, nearly every model is in bfloat16, whose steps are larger than an update.
+    return moved if adapters is not None else moved.float(), tokenizer
 
 
 def _is_function(source: object) -> bool:

@@ -26,7 +26,7 @@ from constitutional.base.records import (
     SpotCheck,
     Verdict,
 )
-from constitutional.base.shards import Row, Shards, write_artifact
+from constitutional.base.shards import Row, Shards, one_by_one, write_artifact
 from constitutional.base.templates import Prompts
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.base import Engine
@@ -117,7 +117,7 @@ class RunFolder:
         return {"base": "ab12", "constitution": "9f1c"}
 
     def write(self, artifact: str, rows: Iterable[Row]) -> int:
-        return write_rows(self.folder / f"{artifact}.jsonl", rows)
+        return write_rows(self.folder / f"{artifact}.jsonl", one_by_one(rows))
 
     def summarise(self, summary: Summary) -> None:
         self.said = summary

@@ -342,8 +342,8 @@ def episode(row: int, tokens: int, members: list[float], *, ended: bool) -> Epis
 
 
 def test_an_async_reward_function_trains_the_same_as_one_that_is_not(model: Path, tmp_path: Path) -> None:
-    async def awaited(**columns: Any) -> Sequence[float | None]:  # noqa: ANN401
-        return even(**columns)
+    async def awaited(prompts: Any, completions: Any, completion_ids: Any) -> Sequence[float | None]:  # noqa: ANN401
+        return even(prompts, completions, completion_ids)
 
     def gold(completions: Any, **_: Any) -> list[float]:  # noqa: ANN401
         return [float(len(reply[0]["content"])) for reply in completions]
@@ -582,3 +582,45 @@ def test_what_cannot_be_trained_is_refused_by_name(model: Path, tmp_path: Path) 
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.raises(ModelError, match=r"its pad token .* also ends a turn"):
         PPOTrainer(policy, args=config(tmp_path), train_dataset=ROWS, processing_class=tokenizer, reward_funcs=[even])
+
+
+def test_a_function_may_ask_where_the_training_is(model: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+
+    def falling(prompts: Any, completions: Any, trainer_state: Any, **_: Any) -> list[float]:  # noqa: ANN401, ARG001
+        seen.append(trainer_state.global_step)
+        return [len(completion[0]["content"]) / (1 + trainer_state.global_step) for completion in completions]
+
+    trained(model, tmp_path, changes={"total_episodes": 24}, reward_funcs=[falling, even])
+    assert seen == [0, 1, 2]  # steps that are done, as TRL says it
+
+
+def test_a_model_in_16_bits_is_trained_in_32(model: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    given = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16)
+    before = {name: weight.detach().float().clone() for name, weight in given.named_parameters()}
+    trainer = trained(given, tmp_path, changes={"learning_rate": 1e-5}, processing_class=tokenizer)
+    moved = sum(int((weight != before[name]).sum()) for name, weight in trainer.networks.policy.named_parameters())
+    # In 16 bits a step of 1e-5 is lost on most weights, which are around 0.02.
+    assert moved > 0.5 * sum(weight.numel() for weight in before.values())
+    with pytest.raises(UsageError, match="KL would always be 0"):
+        PPOTrainer(given, given, args=config(tmp_path / "b"), reward_funcs=[even], processing_class=tokenizer)
+
+
+def test_under_autocast_a_reward_models_head_computes_in_32_bits(tmp_path: Path) -> None:
+    import torch
+
+    loaded, tokenizer = load_reward_model(tiny_model(tmp_path))
+    scorer: Any = loaded
+    with torch.no_grad():
+        scorer.score.weight.mul_(100)  # scores of several units, whose steps in bfloat16 are 1/64 and more
+    conversations = [(Message("user", "Why" + "?" * number), Message("assistant", "So.")) for number in range(8)]
+    plain = raw_scores(scorer, tokenizer, conversations)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = raw_scores(scorer, tokenizer, conversations)
+    assert scores != plain  # of the layers in 16 bits
+    assert scores == pytest.approx(plain, abs=0.1 * max(map(abs, plain)))
+    assert any(float(torch.tensor(score).bfloat16()) != score for score in scores)

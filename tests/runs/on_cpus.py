@@ -1,0 +1,51 @@
+"""One of the processes that train a stage, in shards on CPUs.
+
+Accelerate shards on GPUs and their like alone: on CPUs `AcceleratorState.__init__` passes over what it was asked for.
+Here it does for CPUs what it does for GPUs; nothing else is changed.
+"""
+
+import os
+from typing import Any
+
+from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
+from accelerate.utils import DistributedType  # type: ignore[import-untyped]
+
+from constitutional.runs import distributed_child
+from constitutional.training import trl
+
+BFLOAT16 = "TESTS_BFLOAT16"
+"""A variable of the environment: compute in bfloat16, as stages do on GPUs."""
+
+begin, arguments_of = AcceleratorState.__init__, trl.trl_arguments
+
+
+def begin_in_shards(
+    self: Any,  # noqa: ANN401
+    *args: object,
+    fsdp_plugin: Any = None,  # noqa: ANN401
+    deepspeed_plugin: Any = None,  # noqa: ANN401
+    **named: object,
+) -> None:
+    begin(self, *args, fsdp_plugin=fsdp_plugin, deepspeed_plugin=deepspeed_plugin, **named)
+    if self.distributed_type == DistributedType.MULTI_CPU and fsdp_plugin:
+        self.distributed_type = DistributedType.FSDP
+        if self._mixed_precision != "no":
+            fsdp_plugin.set_mixed_precision(self._mixed_precision)
+        self.fsdp_plugin = fsdp_plugin
+    elif self.distributed_type == DistributedType.MULTI_CPU and deepspeed_plugin:
+        self.distributed_type = DistributedType.DEEPSPEED
+        deepspeed_plugin.set_mixed_precision(self._mixed_precision)
+        deepspeed_plugin.select(_from_accelerator_state=True)
+        self.deepspeed_plugins, self._mixed_precision = deepspeed_plugin, "no"
+    PartialState._shared_state["distributed_type"] = self.distributed_type
+
+
+def arguments_in_bfloat16(kind: Any, *args: Any, **named: Any) -> Any:  # noqa: ANN401
+    return arguments_of(lambda **own: kind(**own | {"bf16": True}), *args, **named)
+
+
+if __name__ == "__main__":
+    AcceleratorState.__init__ = begin_in_shards
+    if BFLOAT16 in os.environ:
+        trl.trl_arguments = arguments_in_bfloat16
+    distributed_child.main()
