@@ -57,9 +57,13 @@ def tiny_tokenizer(family: str = "") -> Any:  # noqa: ANN401
         tokenizer.add_special_tokens({"additional_special_tokens": [*kind.special, kind.eos]})
         tokenizer.eos_token = kind.eos
         tokenizer.bos_token = kind.special[0] if family != "qwen3" else None
-        templates = importlib.resources.files("trl") / "chat_templates"
-        tokenizer.chat_template = (templates / f"{kind.template}.jinja").read_text()
+        tokenizer.chat_template = chat_template(kind.template)
     return tokenizer
+
+
+def chat_template(name: str) -> str:
+    """A real model's, as TRL ships it."""
+    return (importlib.resources.files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
 @cache

@@ -73,6 +73,20 @@ def shortened(reply: str) -> str:
     return reply[: len(reply) - len(spoken)] + whole if whole else ""
 
 
+def thoughts_apart(reply: str, *, opened: bool = False) -> tuple[str, str]:
+    """What a reasoning model thought before its reply, and the reply; a thought that does not end is all there is.
+
+    Args:
+        reply: as the model wrote it.
+        opened: the model's prompt has opened a thought, so that the reply lacks the tag.
+    """
+    written = reply.lstrip()
+    if not opened and not written.startswith("<think>"):
+        return "", reply
+    thought, _, spoken = written.removeprefix("<think>").partition("</think>")
+    return thought.strip(), spoken.lstrip()
+
+
 def without_thoughts(reply: str) -> str:
     """A reply behind the thoughts that a reasoning model wrote into it; empty where it never stopped thinking."""
     if reply.lstrip().startswith("{"):

@@ -138,7 +138,7 @@ def answer(conversation: "Conversation", text: str) -> None:
         elif completion.failed:
             shown = f"(no reply: {completion.reason or completion.finish})"
         elif not shown.strip():
-            shown = "(an empty reply)"
+            shown = "(it only thought)" if completion.unspoken else "(an empty reply)"
         cut_off = " … (cut off)" if completion.finish == "length" else ""
         print("\n".join(_indented(printable(shown + cut_off))), flush=True)
 

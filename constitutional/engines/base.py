@@ -76,10 +76,25 @@ class Completion(NamedTuple):
         """Whether there is nothing to read."""
         return self.finish in FAILED
 
+    @property
+    def unspoken(self) -> bool:
+        """Whether it was cut off in its thoughts, before the reply."""
+        return self.finish == "length" and bool(self.reasoning) and not self.text.strip()
+
     @classmethod
     def of_error(cls, error: ModelError) -> "Completion":
         """The completion of a request that cannot be put to the model."""
         return cls("", "too_long" if isinstance(error, TooLongError) else "error", reason=str(error))
+
+
+def without_thinking(role: str = "") -> str:
+    """What to type where replies are cut off in the thoughts before them, beside a greater length.
+
+    Args:
+        role: who replies, where that may be another model than the one that is trained.
+    """
+    other = f" ({role}.template for a local model of its own)" if role else ""
+    return f"model.template={{enable_thinking: false}}{other}, by which Qwen3 and others reply at once"
 
 
 class TooLongError(ModelError):

@@ -7,12 +7,13 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from jinja2 import TemplateError
 
 from constitutional.base.errors import ModelError
 from constitutional.base.message import Message
+from constitutional.base.text import thoughts_apart
 from constitutional.engines.base import Completion, Finish, Request, TooLongError
 
 if TYPE_CHECKING:
@@ -183,6 +184,60 @@ def end_tokens(tokenizer: Tokenizer, config: "PretrainedConfig", generation: "Ge
     return sorted(tokens - {None})
 
 
+# --- What a template does with thoughts and system messages ---
+
+_QUESTION: Final = {"role": "user", "content": "Wexu"}
+
+
+@lru_cache(maxsize=8)
+def _no_thought(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - the template is the tokenizer's
+    """What stands between the opening of a reply and a reply without a thought; empty where the template has none."""
+    opening = _rendered(tokenizer, [_QUESTION], add_generation_prompt=True)
+    whole = _rendered(tokenizer, [_QUESTION, {"role": "assistant", "content": "Qavo"}])
+    before, reply, _ = whole.rpartition("Qavo")
+    if reply and before.startswith(opening) and "</think>" in before[len(opening) :]:
+        return before[len(opening) :]
+    if not opening.rstrip().endswith("<think>"):
+        return ""
+    space = opening[len(opening.rstrip()) :]
+    return f"{space}</think>{space}{space}"
+
+
+def thinks(tokenizer: Tokenizer) -> Literal["", "switch", "always"]:
+    """Whether a chat template lets its model think before replies, and whether `enable_thinking: false` ends that.
+
+    What a model does by itself, where the template says nothing of it, is not known.
+    """
+    opening = _rendered(tokenizer, [_QUESTION], add_generation_prompt=True)
+    quiet = _rendered(tokenizer, [_QUESTION], add_generation_prompt=True, enable_thinking=False)
+    if quiet != opening and quiet.rstrip().endswith("</think>"):
+        return "switch"
+    return "always" if opening.rstrip().endswith("<think>") else ""
+
+
+def no_system(tokenizer: Tokenizer) -> str:
+    """What a chat template does with a system message where it does not show it to the model; empty where it does."""
+    return _no_system(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=8)
+def _no_system(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - the template is the tokenizer's
+    messages = [{"role": "system", "content": "Qavo"}, _QUESTION]
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError) as error:
+        return f"refuses system messages ({error})" if _rendered(tokenizer, [_QUESTION]) else ""
+    return "" if "Qavo" in text else "leaves system messages out"
+
+
+def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], **arguments: bool) -> str:
+    """A conversation in the chat template; empty where the template refuses it."""
+    try:
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
+    except (TemplateError, TypeError, ValueError):  # preflight says which conversations a template refuses
+        return ""
+
+
 # --- Conversations ---
 
 
@@ -200,9 +255,16 @@ class ChatTokens:
             )
         self.tokenizer: Any = tokenizer
 
-    def ids(self, messages: Sequence[Message], suffix: str = "") -> list[int]:
-        """Token ids of a conversation, ready for the assistant's reply or going on with its last words."""
+    def ids(self, messages: Sequence[Message], suffix: str | None = None) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's reply, or going on with words of it.
+
+        What is known of a reply (its first words, or `suffix`) stands behind an empty thought, where the template
+        writes a thought before replies. A template without system messages has them at the user's first one's front.
+        """
         turns = [turn.turn() | {"content": plain(self.tokenizer, turn.content)} for turn in messages]
+        if [turn.role for turn in messages[:2]] == ["system", "user"] and no_system(self.tokenizer):
+            system, user, *rest = turns
+            turns = [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
         # The assistant's first words stand behind the generation prompt exactly as they are; many templates, and
         # transformers' own way to continue a message, would strip spaces from them.
         begun = turns.pop()["content"] if messages[-1].role == "assistant" else ""
@@ -214,7 +276,9 @@ class ChatTokens:
                 f"{self.tokenizer.name_or_path}: its chat template refuses a conversation of the roles {roles}: "
                 f"{error}. Put the conversation that begins {beginning(messages)} otherwise, or take another model"
             ) from error
-        ids: list[int] = self.tokenizer(text + begun + suffix, add_special_tokens=False)["input_ids"]
+        if (begun or suffix is not None) and not text.rstrip().endswith("</think>"):
+            text += _no_thought(self.tokenizer, str(self.tokenizer.chat_template))
+        ids: list[int] = self.tokenizer(text + begun + (suffix or ""), add_special_tokens=False)["input_ids"]
         return ids
 
     def rows(self, request: Request, limit: int | None) -> list[list[int]]:
@@ -243,15 +307,30 @@ class ChatTokens:
             raise ModelError(f"choices {request.choices} cannot be told apart: two of them are the same tokens")
         return options
 
-    def completion(self, row: Sequence[int], ends: Container[int], stops: Sequence[str]) -> Completion:
-        """What the tokens of a reply say, up to the first end token or the first of the stops."""
+    def completion(self, request: Request, prompt: list[int], row: Sequence[int], ends: Container[int]) -> Completion:
+        """What the tokens of a reply say, up to the first end token or the first of the request's stops.
+
+        Args:
+            request: what was asked.
+            prompt: its token ids.
+            row: those of the reply.
+            ends: tokens that end a reply.
+        """
         length = next((index for index, token in enumerate(row) if token in ends), None)
         written = len(row) if length is None else length + 1
         ids = [token for token in row[:length] if token != self.tokenizer.pad_token_id]
         text = str(self.tokenizer.decode(ids, skip_special_tokens=True))
-        cut = min((text.index(stop) for stop in stops if stop in text), default=None)
+        cut = min((text.index(stop) for stop in request.sampling.stop if stop in text), default=None)
         finish: Finish = "length" if length is None and cut is None else "stop"
-        return Completion(text[:cut], finish, completion_tokens=written)
+        thought, spoken = self.thoughts_apart(request, prompt, text[:cut])
+        return Completion(spoken, finish, completion_tokens=written, reasoning=thought)
+
+    def thoughts_apart(self, request: Request, prompt: list[int], text: str) -> tuple[str, str]:
+        """What a model thought before a reply, and the reply; one that goes on from words has no thought before it."""
+        if request.messages[-1].role == "assistant":
+            return "", text
+        end = str(self.tokenizer.decode(prompt[-16:]))  # the tag may be as many tokens as it has characters
+        return thoughts_apart(text, opened=end.rstrip().endswith("<think>"))
 
 
 def shared_beginning(options: Sequence[list[int]]) -> int:
@@ -267,15 +346,31 @@ def room_to_reply(
     """A check that a model takes a conversation and has room for a reply of `max_tokens`. No weights are loaded.
 
     The check raises TooLongError where there is no room, and ModelError where the chat template refuses the
-    conversation. With `max_tokens` 0 it serves for conversations that end with a reply, such as people's comparisons.
+    conversation, or has no system messages and there is one: a training takes the conversation as it is. With
+    `max_tokens` 0 it serves for conversations that end with a reply, such as people's comparisons.
     """
     limit = context_length(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     tokens = ChatTokens(load_tokenizer(folder, pad_token=pad_token, template=template))
 
     def check(messages: Sequence[Message]) -> None:
+        check_system(tokens.tokenizer, messages)
         check_length(messages, len(tokens.ids(messages)), max_tokens, limit)
 
     return check
+
+
+def check_system(tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
+    """Refuse a system message in what a model is to be trained on, where its template shows it none.
+
+    Raises:
+        ModelError: there is one.
+    """
+    if messages[0].role == "system" and (problem := no_system(tokenizer)):
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its chat template {problem}, and the conversation that begins "
+            f"{beginning(messages)} has one; put its words into the user's first message in its place "
+            "(prompts.system=null, if it comes from there), or take another model"
+        )
 
 
 def context_length(config: Mapping[str, Any]) -> int | None:

@@ -63,7 +63,7 @@ class _Row(NamedTuple):
 
 
 def _tokens(reply: Reply, tokenizer: "PreTrainedTokenizerBase") -> _Row:
-    prompt = ChatTokens(tokenizer).ids(reply.messages)
+    prompt = ChatTokens(tokenizer).ids(reply.messages, "")
     ids: list[int] = tokenizer(plain(tokenizer, reply.text), add_special_tokens=False)["input_ids"]
     return _Row(prompt + ids, len(ids), reply.ended)
 

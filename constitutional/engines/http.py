@@ -100,8 +100,11 @@ class HttpEngine(Engine):
 
     @property
     def identity(self) -> str:
-        """The same: of the machine that answers, nothing else is known."""
-        return self.server.identity
+        """The same, as of the machine that answers nothing else is known; and how a prompt is written, if it is here.
+
+        The number is to be raised where that changes, or what is read from replies to it.
+        """
+        return f"{self.server.identity} 2" if self.settings.endpoint == "completions" else self.server.identity
 
     def session(self) -> "HttpSession":
         """A new session; the first one starts the thread that asks the server."""

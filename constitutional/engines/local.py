@@ -118,7 +118,7 @@ def answers_identity(weights: str, dtype: str, device: str) -> str:
         dtype: the number format, such as `float32`.
         device: the kind of device, such as `cuda`: a CPU and a GPU round differently.
     """
-    return hashlib.sha256(f"local 2 {_versions()} {weights} {dtype} {device} {NOW:%Y-%m-%d}".encode()).hexdigest()
+    return hashlib.sha256(f"local 3 {_versions()} {weights} {dtype} {device} {NOW:%Y-%m-%d}".encode()).hexdigest()
 
 
 def placed(device: str, dtype: str) -> tuple[str, str]:
@@ -280,7 +280,7 @@ class LocalEngine(Engine):
             writing[Continuation(rows[number][0], sampling, seed, stopped)] = number
 
         def done(row: Continuation) -> None:
-            answer = self._tokens.completion(row.ids, ends, row.sampling.stop)
+            answer = self._tokens.completion(requests[writing[row]], row.prompt, row.ids, ends)
             answers[writing[row]] = answer._replace(prompt_tokens=len(row.prompt))
 
         decoder.write(list(writing), size, done)

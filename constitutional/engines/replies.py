@@ -13,6 +13,7 @@ from http import HTTPStatus
 from math import exp, fsum, log
 from typing import Any, Final, Literal, NamedTuple
 
+from constitutional.base.text import thoughts_apart
 from constitutional.engines.base import Completion, Finish, Request, Sampling
 
 TOP: Final = 20
@@ -113,7 +114,6 @@ _UNKNOWN: Final = re.compile(
     re.IGNORECASE,
 )
 _FILTERED: Final = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
-_THOUGHT: Final = re.compile(r"\A\s*<think>(?P<reasoning>.*?)(?:</think>\s*|\Z)", re.DOTALL)
 _ENDS: Final[dict[object, Finish]] = {
     **dict.fromkeys((None, "stop", "eos", "eos_token", "end_turn", "stop_sequence"), "stop"),
     **dict.fromkeys(("length", "max_tokens"), "length"),
@@ -187,10 +187,14 @@ def _chat(choice: Json, usage: Json, request: Request) -> ServerReply | Fault:
         content = ""  # it was cut off while it thought
     if not isinstance(content, str):
         return Fault("again", "the reply has no content")
+    if request.messages[-1].role != "assistant":
+        thought, content = thoughts_apart(content)
+        reasoning += thought
     return ServerReply(_completion(content, finish, reasoning, usage, request), _tokens(choice.get("logprobs")))
 
 
 def _completions(choices: Sequence[Json], usage: Json, request: Request) -> ServerReply | Fault:
+    # The thoughts stay in the text: whoever wrote the prompt knows whether it has opened one.
     text, ended = choices[0].get("text"), choices[0].get("finish_reason")
     if ended == "content_filter":
         return ServerReply(Completion("", "refusal", reason="the provider's content filter refused it", **usage))
@@ -209,10 +213,7 @@ def _completions(choices: Sequence[Json], usage: Json, request: Request) -> Serv
 
 
 def _completion(text: str, finish: Finish, reasoning: str, usage: Json, request: Request) -> Completion:
-    """The completion of a text, without what a reasoning model thought at its beginning, and up to a stop text."""
-    begun = request.messages[-1].role == "assistant"
-    if not begun and (thought := _THOUGHT.match(text)) and ("</think>" in thought[0] or finish == "length"):
-        reasoning, text = reasoning + thought["reasoning"].strip(), text[thought.end() :]
+    """The completion of a text, up to a stop text."""
     stops = [text.index(stop) for stop in request.sampling.stop if stop in text]
     text = text[: min(stops, default=None)]
     return Completion(_sound(text), "stop" if stops else finish, reasoning=_sound(reasoning), **usage)

@@ -167,7 +167,12 @@ class Server:
                 ends = {"stop_token_ids": [end]} if end is not None else {}
                 body = completions_body(self.settings.model, prompt, request, {**ends, **fields}, self._unknown)
             reply = await self._post(http, body, request, used)
-            if not isinstance(reply, Fault) or reply.kind != "unknown_field":
+            if not isinstance(reply, Fault):
+                if self.settings.endpoint == "chat":
+                    return reply
+                thought, text = self._tokens.thoughts_apart(request, prompt, reply.completion.text)
+                return reply._replace(completion=reply.completion._replace(text=text, reasoning=thought))
+            if reply.kind != "unknown_field":
                 return reply
             if reply.reason not in body:
                 reason = f"the server refuses the field {reply.reason}, which it was not sent"

@@ -342,7 +342,7 @@ class VllmEngine(Engine):
     def identity(self) -> str:
         """SHA-256 of the weights and how vLLM answers on this machine."""
         device, dtype = placed("", self.settings.dtype or "auto")
-        text = f"{self.version} torch {version('torch')} {self.weights} {dtype} {device} {NOW:%Y-%m-%d}"
+        text = f"{self.version} 2 torch {version('torch')} {self.weights} {dtype} {device} {NOW:%Y-%m-%d}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     @cached_property
@@ -446,9 +446,8 @@ class VllmSession:
         results = [asked.results[part] for part in range(len(asked.keys))]
         if error := next((result.error for result in results if result.error), ""):
             return Completion("", "error", reason=error)
-        sampling = asked.request.sampling
         if not asked.request.choices:
-            answer = self._engine.tokens.completion(results[0].ids, self._engine.ends, sampling.stop)
+            answer = self._engine.tokens.completion(asked.request, asked.rows[0], results[0].ids, self._engine.ends)
             finish: Finish = "stop" if results[0].stopped else answer.finish
             return answer._replace(finish=finish, prompt_tokens=len(asked.rows[0]), cached_tokens=results[0].cached)
         tokens = iter([logprob for result in results for logprob in result.logprobs])

@@ -62,7 +62,7 @@ def wish_of(principle: Principle) -> str:
 
 
 def _under(messages: tuple[Message, ...], wish: str | None) -> tuple[Message, ...]:
-    """A conversation whose system message ends with the wish."""
+    """A conversation whose system message ends with the wish; `engines/chat.py` knows templates that have none."""
     if not wish:
         return messages
     if messages[0].role == "system":

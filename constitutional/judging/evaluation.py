@@ -345,7 +345,8 @@ def _why(completion: Completion, otherwise: str) -> str:
         return "questions longer than the model can read"
     if completion.failed:
         return f"questions without an answer ({completion.reason or completion.finish})"
-    return f"{otherwise}, cut off at {_WORDS} tokens" if completion.finish == "length" else otherwise
+    thinking = ", while the model thought" if completion.unspoken else ""
+    return f"{otherwise}, cut off at {_WORDS} tokens{thinking}" if completion.finish == "length" else otherwise
 
 
 # --- Replies in words ---
@@ -353,7 +354,10 @@ def _why(completion: Completion, otherwise: str) -> str:
 
 async def _reply(row: EvaluationRow, subject: Subject) -> Completion:
     sampling = Sampling(temperature=0.0, max_tokens=subject.max_tokens)
-    return await ask(subject.model, Request(row.prompt.messages, sampling))
+    reply = await ask(subject.model, Request(row.prompt.messages, sampling))
+    if reply.unspoken:
+        return reply._replace(finish="error", reason=f"cut off at {subject.max_tokens} tokens, while the model thought")
+    return reply
 
 
 def _about(asked: tuple[Message, ...], reply: Completion, question: str) -> tuple[Message, ...]:

@@ -55,6 +55,8 @@ TOO_LONG = "the question is longer than the labeler can read"
 """The problem of a reading that could not be asked for."""
 CUT_OFF = "the reply was cut off at"
 """How the problem of a reply begins that was cut off before its answer."""
+THINKING = ", while the model thought"
+"""How that problem ends where the reply had not begun."""
 
 _STRING = r'"(?:[^"\\]|\\.)*+"'
 _MEMBER = re.compile(rf"\s*+(?P<key>{_STRING})\s*+:\s*+(?P<value>{_STRING}|\d++(?=[\s,}}]))\s*+,?", re.DOTALL)
@@ -522,7 +524,7 @@ class Labeler:
         if reply.failed:
             return _unanswered(reply)
         if reply.finish == "length":
-            return f"{CUT_OFF} {self.settings.max_tokens} tokens"
+            return f"{CUT_OFF} {self.settings.max_tokens} tokens{THINKING if reply.unspoken else ''}"
         if in_json and self._structured:
             return f'the reply is no JSON with one of {", ".join(form.answers)} as "{form.key}"'
         return f"the reply does not end with {form.expected}"

@@ -19,10 +19,10 @@ from constitutional.base.seeds import rng_of
 from constitutional.base.stats import weighted_mean
 from constitutional.base.templates import Prompts, load_prompts
 from constitutional.constitution.constitution import Constitution
-from constitutional.engines.base import Engine
+from constitutional.engines.base import Engine, without_thinking
 from constitutional.engines.stories import side_by_side, together
 from constitutional.judging.choosing import principle_for, telling
-from constitutional.judging.labeler import CUT_OFF, JudgementTask, Labeler, LabelerSettings
+from constitutional.judging.labeler import CUT_OFF, THINKING, JudgementTask, Labeler, LabelerSettings
 from constitutional.judging.priorities import JudgementLike, overridden
 
 Weight = Annotated[float, Field(gt=0)]
@@ -174,8 +174,10 @@ def why_unread(problems: Sequence[str] | Mapping[str, int], labeler: Labeler, ot
     remedy = otherwise
     if CUT_OFF in problem:
         remedy = f"label.max_tokens={2 * labeler.settings.max_tokens}"
-        if labeler.engine.abilities.structured:  # some models never end JSON, whatever the limit
-            role = LABELER if labeler.judge_name == LABELER else f"panel.{labeler.judge_name}"
+        role = LABELER if labeler.judge_name == LABELER else f"panel.{labeler.judge_name}"
+        if THINKING in problem:
+            remedy += f", or {without_thinking(role)}"
+        elif labeler.engine.abilities.structured:  # some models never end JSON, whatever the limit
             remedy = f"{role}.structured=no, by which it answers in words, or {remedy}"
         remedy = f"type {remedy}"
     return f"{problem} ({count} of {counts.total()}); {remedy}"

@@ -17,7 +17,7 @@ from constitutional.constitution.constitution import MOST_CHARACTERS
 from constitutional.constitution.foreign import Entry, Foreign
 from constitutional.constitution.prose import Paragraph, Section, sections
 from constitutional.constitution.yaml import Problem, shown
-from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.base import Completion, Engine, Request, Sampling, without_thinking
 from constitutional.engines.stories import ask, side_by_side
 
 PART_WORDS: Final = 700
@@ -133,6 +133,9 @@ def _read(reply: Completion) -> tuple[str, list[dict[str, object]] | None]:
     """What is wrong with a reply, and its tenets as they stand there; None where it cannot be read."""
     if reply.failed:
         return f"the model gives no answer: {reply.reason}", None
+    if reply.unspoken:
+        remedy = f"type {without_thinking('critic')}"
+        return f"the reply was cut off at {MOST_TOKENS} tokens, while the model thought; {remedy}", None
     text = without_thoughts(reply.text)
     start = text.find('"tenets"')
     start = text.find("[", start) if start >= 0 else -1

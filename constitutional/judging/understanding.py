@@ -209,7 +209,7 @@ def _why_nothing(completion: Completion) -> str:
         return TOO_LONG
     if completion.failed:
         return f"the critic gives no answer about it: {completion.reason}"
-    return "the critic says nothing about it"
+    return f"the critic says nothing about it{' but thoughts' if completion.reasoning else ''}"
 
 
 # The sandbox's model

@@ -30,6 +30,7 @@ from constitutional.base.errors import (
 )
 from constitutional.base.files import atomic_write, digest_of
 from constitutional.base.frozen import decisive
+from constitutional.base.message import Message
 from constitutional.base.progress import Progress, clock
 from constitutional.base.records import LABELER
 from constitutional.base.templates import VARIABLES, load_prompts
@@ -41,7 +42,16 @@ from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.base import Sampling
 from constitutional.engines.model_files import Recommended, model_folder, recommended
-from constitutional.engines.settings import SANDBOX, Budget, HttpSettings, Prices, ScriptedSettings, role_settings
+from constitutional.engines.settings import (
+    SANDBOX,
+    Budget,
+    HttpSettings,
+    ModelSettings,
+    Prices,
+    ScriptedSettings,
+    VllmSettings,
+    role_settings,
+)
 from constitutional.engines.spending import Calls
 from constitutional.engines.vllm import vllm_version
 from constitutional.judging.evaluated import read_answers
@@ -127,7 +137,7 @@ def run(
             run_context.constitution = as_used(files.constitution, config.run_folder / USED)
             if open_stages := runner.unfinished(stages):
                 check_keys(run_context, open_stages)
-                _check_model(config, files, stages)
+                _check_model(run_context, files, stages)
             # Only now: it takes seconds, and what is set wrongly is told at once.
             run_context.constitution = as_models_read(config, files.constitution, progress.say)
         constitution = run_context.constitution
@@ -212,6 +222,30 @@ def ways_of_answering(run_context: RunContext) -> Iterator[str]:
         yield f"{role}: {answering(config.label.method, abilities)}"
         if rewards and name == LABELER:
             yield f"{role}, as a reward: {answering('score', abilities)}"
+
+
+def thinking(run_context: RunContext) -> Iterator[str]:
+    """A line for every model here whose chat template lets it think before it replies; servers' are not known."""
+    config = run_context.config
+    models = {role: run_context.given(role) for role in ("base", "generator", "critic", *config.judges.values())}
+    roles: dict[tuple[str, str, str], list[str]] = {}
+    for role, settings in models.items():
+        if isinstance(settings, ModelSettings | VllmSettings) and settings.path not in (None, SANDBOX):
+            from constitutional.engines.chat import load_tokenizer, thinks
+
+            folder = model_folder(settings.path, settings.revision)
+            tokenizer = load_tokenizer(folder, pad_token=settings.pad_token, template=settings.template)
+            same = (settings.path, settings.template) == (config.model.path, config.model.template)
+            key = "model" if same else role
+            roles.setdefault((settings.path, key, thinks(tokenizer)), []).append(role)
+    for (path, key, how), of in roles.items():
+        remedy = f"to turn that off, type {key}.template={{enable_thinking: false}}"
+        if how:
+            yield (
+                f"warning: {path} ({', '.join(of)}) thinks before it replies. Its thoughts are left out of what it "
+                "replies, but count for the lengths at which that is cut off, often several hundred tokens; "
+                f"{remedy if how == 'switch' else 'its chat template has no switch for that: raise these lengths'}"
+            )
 
 
 def check_budgets(run_context: RunContext) -> None:
@@ -310,11 +344,12 @@ def _check_answers(config: RunConfig, constitution: Constitution, prompts: Promp
         read_answers(config.report.violations, None)
 
 
-def _check_model(config: RunConfig, files: InputFiles, stages: Iterable[Stage]) -> None:
+def _check_model(run_context: RunContext, files: InputFiles, stages: Iterable[Stage]) -> None:
     """Refuse a model that cannot be trained, and prompts and pairs that it cannot read, before drafts are paid for.
 
-    Pairs that are too long are left out and counted later.
+    Pairs that are too long are left out and counted later. Of models that will think, it is said.
     """
+    config = run_context.config
     folder, model = model_folder(config.model.path, config.model.revision), config.model
     if training := [stage for stage in stages if stage.trains]:
         from constitutional.training.preflight import preflight_folder
@@ -340,11 +375,18 @@ def _check_model(config: RunConfig, files: InputFiles, stages: Iterable[Stage]) 
                 raise files.prompts.places[index].error(str(error)) from error
             raise ConfigurationError(f"{setting}={most}: {error}") from error
     if files.human is not None:
-        from constitutional.engines.chat import load_tokenizer
+        from constitutional.engines.chat import check_system, load_tokenizer
         from constitutional.training.rows import chat, token_ids
 
         tokenizer = load_tokenizer(folder, pad_token=model.pad_token, template=model.template)
-        check_pairs(files.human, lambda messages: token_ids(tokenizer, chat(messages)))
+
+        def readable(messages: Sequence[Message]) -> None:
+            check_system(tokenizer, messages)
+            token_ids(tokenizer, chat(messages))
+
+        check_pairs(files.human, readable)
+    for line in thinking(run_context):
+        run_context.progress.say(line)
 
 
 MANY_CALLS: Final = 20_000

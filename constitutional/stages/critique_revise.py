@@ -24,7 +24,7 @@ from constitutional.base.templates import Prompts, load_prompts
 from constitutional.base.text import shortened
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.data.prompts import message_of
-from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.base import Completion, Engine, Request, Sampling, without_thinking
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.judging import revising
 from constitutional.judging.critiques import FOLLOWS_PATTERN, checked_pattern, concludes
@@ -133,6 +133,8 @@ class Reviser:
         """Those that reached their length."""
         self.shortened: Counter[Part] = Counter()
         """Of these, those that end with a whole sentence."""
+        self.unspoken: Counter[Part] = Counter()
+        """Of these, those that were cut off in the thoughts before them."""
 
     async def item(self, prompt: Prompt) -> Revision:
         """All that happens to a prompt; where a reply cannot be used, what there is until then."""
@@ -197,6 +199,7 @@ class Reviser:
         """The reply, without the sentence in which it was cut off where replies are shortened."""
         self.asked[what] += 1
         self.cut_off[what] += reply.finish == "length"
+        self.unspoken[what] += reply.unspoken
         if reply.finish == "length" and self.settings.cut_off == "shorten" and (whole := shortened(reply.text)):
             self.shortened[what] += 1
             return reply._replace(text=whole, finish="stop")
@@ -282,7 +285,7 @@ def _problem(what: str, reply: Completion, limit: int) -> str | None:
     if reply.failed:
         return f"{what} cannot be had: {reply.reason}"
     if reply.finish == "length":
-        return f"{what} was cut off at {limit} tokens"
+        return f"{what} was cut off at {limit} tokens{', while the model thought' if reply.unspoken else ''}"
     return None if reply.text.strip() else f"{what} is empty"
 
 
@@ -370,5 +373,8 @@ def _cut_off_lines(reviser: Reviser, least: float = OFTEN) -> list[str]:
             became = (
                 f"they are left out; type {remedy}, or critique_revise.cut_off=shorten to keep their whole sentences"
             )
+        if unspoken := reviser.unspoken[part]:
+            other = without_thinking("generator" if part == "draft" else "critic")
+            became += f". The model still thought in {unspoken} of these: type more, or {other}"
         lines.append(f"{cut_off} of {counted(asked, part)} were cut off at {limit} tokens: {became}")
     return lines

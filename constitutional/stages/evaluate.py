@@ -23,7 +23,7 @@ from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import same_text, words
 from constitutional.data.evaluation import EvaluationSet, draw, load_sets
 from constitutional.data.sources import HubName
-from constitutional.engines.base import Completion, Engine, Request, Sampling
+from constitutional.engines.base import Completion, Engine, Request, Sampling, without_thinking
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.judging.accuracy import PrincipleAccuracy, sharpness_of, trusted_principles
@@ -103,6 +103,8 @@ class Inputs(Frozen):
     """Whether the labeler's scores were what the policy was trained on, so that they cannot be the gold score too."""
 
 
+OFTEN: Final = 0.25
+"""The share of replies that are cut off in their thoughts from which a run says so."""
 Measured = tuple[list[Score], dict[str, int]]
 """Scores, and how many of what could not be counted in them."""
 
@@ -261,6 +263,8 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
     with context.task("critiques of the replies", len(asked), "critiques") as task:
         critiques = list(side_by_side(stories, ended=task.update))
     verdicts = [None if critique.failed else _violates(critique.text, settings) for critique in critiques]
+    limit = settings.critique_max_tokens
+    _warn_of_thoughts("critiques", critiques, "evaluate.critique_max_tokens", limit, context, "critic")
     unasked = sum(critique.failed for critique in critiques)
     problems = {"critiques": len(asked), "unreadable critiques": verdicts.count(None) - unasked}
     if unasked:
@@ -360,6 +364,7 @@ def replies(prompts: Sequence[Prompt], model: str, settings: Settings, context: 
     stories = (reply(prompt, engine, settings, context.seed) for prompt in prompts)
     with context.task(f"replies of {model}", len(prompts), "replies") as task:
         completions = list(side_by_side(stories, ended=task.update))
+    _warn_of_thoughts(f"replies of {model}", completions, "evaluate.max_tokens", settings.max_tokens, context)
     context.release()
     return completions
 
@@ -413,6 +418,18 @@ def run(inputs: Inputs, context: StageContext) -> None:
             guessed=tuple(wanted.guessed) if wanted else (),
         )
     )
+
+
+def _warn_of_thoughts(
+    what: str, completions: Sequence[Completion], setting: str, limit: int, context: StageContext, role: str = ""
+) -> None:
+    """Say where a model often got no further than its thoughts: what is measured then is no reply."""
+    unspoken = sum(completion.unspoken for completion in completions)
+    if unspoken > OFTEN * len(completions):
+        context.warn(
+            f"{unspoken} of {len(completions)} {what} are empty, as they were cut off at {limit} tokens while the "
+            f"model still thought; type {setting}={4 * limit}, or {without_thinking(role)}"
+        )
 
 
 def _judged(

@@ -18,14 +18,14 @@ from constitutional.base.records import Comparison, Prompt
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.shards import column_of
 from constitutional.base.text import shortened
-from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.engines.base import Engine, Request, Sampling, without_thinking
 from constitutional.engines.stories import ask_all, side_by_side
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import SamplePairsSummary
 
 OFTEN: Final = 0.25
 """The share of responses that are cut off from which a run says so."""
-COUNTED: Final = ("failed", "empty", "cut_off", "shortened", "repeated")
+COUNTED: Final = ("failed", "empty", "cut_off", "unspoken", "shortened", "repeated")
 """What is counted of all `Samples`."""
 
 
@@ -59,6 +59,8 @@ class Samples(NamedTuple):
     """Responses that were left out because they say nothing."""
     cut_off: int
     """Responses that were left out because they reached `max_tokens`."""
+    unspoken: int
+    """Of these, those that were cut off in the thoughts before them."""
     shortened: int
     """Responses that reached it, and end with their last whole sentence."""
     repeated: int
@@ -85,6 +87,7 @@ async def sample(prompt: Prompt, engine: Engine, settings: Settings, seed: int) 
         failed=len(replies) - len(answered),
         empty=len(whole) - len(saying),
         cut_off=len(cut_off) - len(kept),
+        unspoken=sum(reply.unspoken for reply in answered),
         shortened=len(kept),
         repeated=len(saying) + len(kept) - len(texts),
     )
@@ -129,9 +132,12 @@ def run(settings: Settings, context: StageContext) -> None:
     )
     remedy = f"type sample_pairs.max_tokens={2 * settings.max_tokens}"
     if cut_off > OFTEN * asked:
+        other = "sample_pairs.cut_off=shorten to keep their whole sentences"
+        if unspoken := counts["unspoken"]:
+            other = f"{without_thinking()}: in {unspoken} of these the model still thought"
         context.warn(
             f"{cut_off} of {asked} responses were cut off at {settings.max_tokens} tokens and left out; {remedy}, or "
-            "sample_pairs.cut_off=shorten to keep their whole sentences"
+            f"{other}"
         )
     if shortened > OFTEN * asked:
         context.warn(

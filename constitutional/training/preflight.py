@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ModelError
-from constitutional.engines.chat import Arguments, Tokenizer, end_tokens, load_tokenizer
+from constitutional.engines.chat import Arguments, Tokenizer, end_tokens, load_tokenizer, thinks
 from constitutional.training.reward_model import make_scorer_known
 from constitutional.training.rows import render
 
@@ -80,7 +80,13 @@ def _problems(tokenizer: Tokenizer, rows: int, ends: Iterable[int]) -> Iterator[
             yield f"its chat template refuses a conversation of {len(messages)} messages: {error}"
             continue
         if whole[: len(asked)] != asked:
-            yield "its chat template is not prefix-preserving: the prompt reads otherwise once a reply follows it"
+            how = thinks(tokenizer)
+            thought = "it begins a thought before a reply, which a reply that is learned from does not have"
+            remedy = "type model.template={enable_thinking: false}" if how == "switch" else "take another model"
+            yield (
+                "its chat template is not prefix-preserving: the prompt reads otherwise once a reply follows it"
+                f"{f' ({thought}; {remedy})' if how else ''}"
+            )
         elif not set(ends) & set(whole[len(asked) :]):
             yield "its chat template puts no end token after a reply, so the model would not learn to stop"
         if pad is not None and (pad == tokenizer.eos_token_id or pad in whole):

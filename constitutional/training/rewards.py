@@ -19,7 +19,7 @@ from constitutional.base.errors import ConfigurationError
 from constitutional.base.frozen import TECHNICAL
 from constitutional.base.records import Message
 from constitutional.base.refusals import REFUSAL_PHRASES, refuses
-from constitutional.base.text import count_questions, words
+from constitutional.base.text import count_questions, without_thoughts, words
 from constitutional.base.user_function import resolved
 from constitutional.training.user_reward import load_reward
 
@@ -176,8 +176,8 @@ def check_names(rewards: Iterable[Reward]) -> None:
 
 
 def reply_text(completion: Turns | str) -> str:
-    """What the assistant said."""
-    return completion if isinstance(completion, str) else completion[-1]["content"]
+    """What the assistant said, without the thoughts that a policy that thinks is trained on as well."""
+    return without_thoughts(completion if isinstance(completion, str) else completion[-1]["content"])
 
 
 def conversation_with(prompt: Turns | str, completion: Turns | str) -> tuple[Message, ...]:

@@ -13,6 +13,7 @@ from constitutional.base.text import (
     sentences,
     shortened,
     table,
+    thoughts_apart,
     whole_sentences,
     words,
 )
@@ -187,6 +188,22 @@ def test_a_table_has_no_control_codes(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_text_that_was_cut_off_keeps_its_whole_sentences(cut: str, kept: str) -> None:
     assert whole_sentences(cut) == kept
+
+
+@pytest.mark.parametrize(
+    ("written", "opened", "apart"),
+    [
+        ("Mix flour.", False, ("", "Mix flour.")),
+        (" <think>\nSo.\n</think>\n\nMix flour.\n", False, ("So.", "Mix flour.\n")),
+        ("<think>So. I should", False, ("So. I should", "")),
+        ("So.</think>Mix flour.", False, ("", "So.</think>Mix flour.")),
+        ("So.</think>Mix flour.", True, ("So.", "Mix flour.")),
+        ("So. I should", True, ("So. I should", "")),
+        ("<think>So.</think>A tag is </think>.", True, ("So.", "A tag is </think>.")),
+    ],
+)
+def test_a_thought_ends_with_its_tag_or_is_all_there_is(written: str, opened: bool, apart: tuple[str, str]) -> None:
+    assert thoughts_apart(written, opened=opened) == apart
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,19 @@ import pytest
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines.base import Request, TooLongError
-from constitutional.engines.chat import ChatTokens, end_of_turn, end_tokens, load_tokenizer, plain, room_to_reply
+from constitutional.engines.chat import (
+    ChatTokens,
+    check_system,
+    end_of_turn,
+    end_tokens,
+    load_tokenizer,
+    no_system,
+    plain,
+    room_to_reply,
+    thinks,
+)
 from constitutional.engines.model_files import model_folder
-from tests.tiny import tiny_model, tiny_tokenizer
+from tests.tiny import chat_template, tiny_model, tiny_tokenizer
 
 QUESTION = (Message("user", "How do I plant a tree?"),)
 
@@ -178,7 +188,9 @@ def test_a_reply_ends_where_the_template_ends_a_turn() -> None:
 def test_people_s_conversations_are_checked_before_anything_is_asked(tmp_path: Path) -> None:
     check = room_to_reply(tiny_model(tmp_path, "gemma"), 0)
     check((*QUESTION, Message("assistant", "Dig.")))
-    with pytest.raises(ModelError, match=r"roles system, user"):
+    with pytest.raises(
+        ModelError, match=r"refuses system messages \(System role not supported\).*prompts\.system=null"
+    ):
         check((Message("system", "Be kind."), *QUESTION, Message("assistant", "Dig.")))
 
 
@@ -187,3 +199,114 @@ def test_the_sandboxs_markers_are_its_special_tokens() -> None:
     special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     text = "A user, an assistant and a [system] with <tags> & ### headings:\n1. USER: hi"
     assert plain(tokenizer, text + "".join(special)) == text
+
+
+def speaking(template: str) -> Any:  # noqa: ANN401
+    """A tokenizer with a real model's chat template."""
+    tokenizer = tiny_tokenizer("llama")  # which has all that templates ask for
+    tokenizer.chat_template = chat_template(template)
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "written", "thought", "reply"),
+    [
+        ("qwen3", "<think>\nHm.\n</think>\n\nDig.", "Hm.", "Dig."),
+        ("qwen3", "<think>\n\n</think>\n\nDig.", "", "Dig."),  # as a model does that has learned from replies
+        ("qwen3", "<think>\nHm. I should", "Hm. I should", ""),
+        ("qwen3", "Dig. Close it with </think>.", "", "Dig. Close it with </think>."),
+        ("deepseek_r1_distill", "Hm.\n</think>\n\nDig.", "Hm.", "Dig."),
+        ("deepseek_r1_distill", "Hm. Dig a hole. Then", "Hm. Dig a hole. Then", ""),
+        ("deepseek_r1_distill", "<think>\n\n</think>Dig.", "", "Dig."),  # some open it once more
+        ("qwen3_5_think", "Hm.\n</think>\n\nDig.", "Hm.", "Dig."),
+        ("nemotron_3_nano", "Hm.</think>Dig.", "Hm.", "Dig."),
+        ("llama3", "Dig.", "", "Dig."),
+    ],
+)
+def test_a_thought_is_kept_apart_from_its_reply(template: str, written: str, thought: str, reply: str) -> None:
+    tokens = ChatTokens(speaking(template))
+    row = tokens.tokenizer(written, add_special_tokens=False)["input_ids"]
+    answer = tokens.completion(Request(QUESTION), tokens.ids(QUESTION), row, ())
+    assert (answer.reasoning, answer.text, answer.finish) == (thought, reply, "length")
+    assert answer.completion_tokens == len(row)
+    assert answer.unspoken == (not reply)
+    begun = (*QUESTION, Message("assistant", "So: "))
+    assert tokens.completion(Request(begun), tokens.ids(begun), row, ()).text == written
+
+
+@pytest.mark.parametrize(
+    ("template", "before"),
+    [
+        ("qwen3", "assistant\n<think>\n\n</think>\n\n"),
+        ("qwen3_5_think", "assistant\n<think>\n\n</think>\n\n"),
+        ("qwen3_5_nothink", "assistant\n<think>\n\n</think>\n\n"),  # as it opens every reply
+        ("deepseek_r1_distill", "<think>\n\n</think>\n\n"),
+        ("glm4moe", "<|assistant|>\n<think></think>\n"),
+        ("qwen3_instruct_2507", "assistant\n"),
+        ("llama3", "<|end_header_id|>\n\n"),
+    ],
+)
+def test_words_of_a_reply_stand_behind_an_empty_thought(template: str, before: str) -> None:
+    tokenizer = speaking(template)
+    tokens = ChatTokens(tokenizer)
+    begun = Request((*QUESTION, Message("assistant", "Better:")), choices=(" A", " B"))
+    whole = Request(QUESTION, choices=("Dig.", "Plant."))
+    for request, words in ((begun, ("Better: A", "Better: B")), (whole, whole.choices)):
+        texts = [tokenizer.decode(row) for row in tokens.rows(request, None)]
+        assert all(text.endswith(before + end) for text, end in zip(texts, words, strict=True)), texts
+        assert all(text.count("<think>") == before.count("<think>") for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("template", "how"),
+    [
+        ("qwen3", "switch"),
+        ("qwen3_5_think", "switch"),
+        ("nemotron_3_nano", "switch"),
+        ("glm4moe", "switch"),
+        ("deepseek_r1_distill", "always"),
+        *((name, "") for name in ("qwen3_5_nothink", "qwen3_instruct_2507", "llama3", "gemma", "gemma3")),
+    ],
+)
+def test_whether_a_model_will_think_is_read_from_its_template(tmp_path: Path, template: str, how: str) -> None:
+    tokenizer = speaking(template)
+    assert thinks(tokenizer) == how
+    if how == "switch":
+        tokenizer.save_pretrained(tmp_path)
+        assert thinks(load_tokenizer(tmp_path, template={"enable_thinking": False})) == ""
+
+
+SILENT = "{% for m in messages %}{% if m['role'] != 'system' %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"  # noqa: E501
+# Of Mistral-7B-Instruct-v0.2.
+MISTRAL = "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('Conversation roles must alternate user/assistant/user/assistant/...') }}{% endif %}{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token}}{% else %}{{ raise_exception('Only user and assistant roles are supported!') }}{% endif %}{% endfor %}"  # noqa: E501
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        (chat_template("gemma"), "refuses system messages (System role not supported)"),
+        (MISTRAL, "refuses system messages (Conversation roles must alternate"),
+        (SILENT, "leaves system messages out"),
+    ],
+)
+def test_a_template_without_system_messages_has_them_in_the_users_and_a_training_is_refused(
+    template: str, problem: str
+) -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    tokenizer.chat_template = template
+    tokens = ChatTokens(tokenizer)
+    system = Message("system", "Be brief.")
+    talk = (*QUESTION, Message("assistant", "Dig."), Message("user", "Why?"))
+    in_users = (Message("user", f"Be brief.\n\n{QUESTION[0].content}"), *talk[1:])
+    assert no_system(tokenizer).startswith(problem)
+    assert tokens.ids((system, *talk)) == tokens.ids(in_users)
+    check_system(tokenizer, talk)
+    with pytest.raises(ModelError, match=r"How do I plant a tree.*prompts\.system=null"):
+        check_system(tokenizer, (system, *talk))
+
+
+@pytest.mark.parametrize("template", ["llama3", "qwen3", "gemma3"])
+def test_a_template_with_system_messages_keeps_them(template: str) -> None:
+    tokenizer = speaking(template)
+    assert no_system(tokenizer) == ""
+    check_system(tokenizer, (Message("system", "Be brief."), *QUESTION))

@@ -7,6 +7,7 @@ from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines import divergence
 from constitutional.engines.divergence import Reply, divergences
+from tests.tiny import tiny_tokenizer
 
 torch = pytest.importorskip("torch")
 
@@ -142,3 +143,10 @@ def test_control_tokens_within_messages_are_no_part_of_what_is_read(pair: Pair) 
     plainly = divergences([Reply(QUESTION, "Dig a [removed]hole.", ended=True)], *pair)
     asked = (Message("user", QUESTION[0].content + end), *QUESTION[1:])
     assert divergences([Reply(asked, f"Dig a {end}hole.{end}", ended=True)], *pair) == plainly
+
+
+def test_a_reply_of_a_model_that_may_think_stands_behind_an_empty_thought() -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    row = divergence._tokens(Reply((Message("user", "Why?"),), "So.", ended=True), tokenizer)
+    assert tokenizer.decode(row.ids).endswith("assistant\n<think>\n\n</think>\n\nSo.")  # as a training has it
+    assert tokenizer.decode(row.ids[-row.length :]) == "So."

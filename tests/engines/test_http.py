@@ -22,6 +22,7 @@ from constitutional.engines.models import Models, engine_of
 from constitutional.engines.settings import HttpSettings
 from constitutional.engines.stories import ask, side_by_side
 from tests.engines.faulty_server import Answer, FaultyServer, Json, chat, error, serving, tops
+from tests.tiny import chat_template, tiny_tokenizer
 
 ASKED = Request((Message("user", "Why?"),), Sampling(0.5, 0.9, 40, ("END",)), seed=11)
 
@@ -436,16 +437,41 @@ def test_completions_go_on_from_token_ids_and_score_whole_choices_by_echo() -> N
 def test_a_conversation_that_the_template_refuses_fails_alone(tmp_path: Path) -> None:
     folder = shutil.copytree(MODEL_FOLDER, tmp_path / "model")
     tokenizer = load_tokenizer(folder)
-    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no system message') }}{% endif %}"
+    refusal = "{% if messages[1] is defined %}{{ raise_exception('one message alone') }}{% endif %}"
     tokenizer.chat_template = refusal + tokenizer.chat_template
     tokenizer.save_pretrained(folder)
-    with_system = Request((Message("system", "Be kind."), Message("user", "Why?")))
+    talk = Request((Message("user", "Why?"), Message("assistant", "So."), Message("user", "Why?")))
     with serving(lambda _body, _number: completed({"text": "Well.", "finish_reason": "stop"})) as server:
         asked = engine(server, endpoint="completions", tokenizer=str(folder))
-        answers = asked.complete([with_system, question(1), with_system._replace(choices=(" A", " B"))])
+        answers = asked.complete([talk, question(1), talk._replace(choices=(" A", " B"))])
     assert [answer.finish for answer in answers] == ["error", "stop", "error"]
-    assert "no system message" in answers[0].reason
-    assert "no system message" in answers[2].reason
+    assert "one message alone" in answers[0].reason
+    assert "one message alone" in answers[2].reason
+
+
+def test_a_thought_that_the_prompt_has_opened_is_left_out_of_the_reply(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    tokenizer.chat_template = chat_template("deepseek_r1_distill")
+    tokenizer.save_pretrained(tmp_path)
+    written = {0: ("Hm.\n</think>\n\nDig.", "stop"), 1: ("Hm. Dig. Then", "length"), 2: ("<think>A tag.", "stop")}
+
+    def rule(_body: Json, number: int) -> Answer:
+        text, finish = written[number]
+        return completed({"text": text, "finish_reason": finish})
+
+    begun = Request((*question(0).messages, Message("assistant", "It is a ")))
+    with serving(rule) as server:
+        asked = engine(server, endpoint="completions", tokenizer=str(tmp_path), concurrency=1)
+        answers = [asked.complete([request])[0] for request in (question(0), question(1), begun)]
+    assert [(answer.text, answer.reasoning) for answer in answers] == [
+        ("Dig.", "Hm."),
+        ("", "Hm. Dig. Then"),
+        ("<think>A tag.", ""),  # a reply that was begun is no thought
+    ]
+    assert [answer.unspoken for answer in answers] == [False, True, False]
+    prompts = [tokenizer.decode(body["prompt"]) for body in server.asked]
+    assert prompts[0].endswith("<think>\n")
+    assert prompts[2].endswith("<think>\n\n</think>\n\nIt is a ")
 
 
 def test_a_tokenizer_without_a_template_stops_the_run(tmp_path: Path) -> None:

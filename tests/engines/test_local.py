@@ -19,7 +19,7 @@ from constitutional.engines.local import LocalEngine, load_model
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import MODEL_FOLDER
 from constitutional.training.reward_model import load_reward_model
-from tests.tiny import tiny_model, without_padding
+from tests.tiny import chat_template, tiny_model, without_padding
 
 torch = pytest.importorskip("torch")
 
@@ -662,3 +662,20 @@ def test_a_tokenizer_without_a_token_for_padding_is_given_one(tmp_path: Path) ->
     padded = engine.complete([Request(QUESTION, GREEDY), Request(CONVERSATION, GREEDY)])
     alone = [engine.complete([Request(each, GREEDY)])[0] for each in (QUESTION, CONVERSATION)]
     assert padded == alone
+
+
+def test_where_the_prompt_opens_a_thought_half_a_thought_is_no_reply(tmp_path: Path) -> None:
+    model, tokenizer = load_model(tiny_model(tmp_path, "qwen3"))
+    plain: Any = LocalEngine(model, tokenizer)
+    (said,) = plain.complete([Request(QUESTION, GREEDY)])
+    assert said.text
+    assert not said.reasoning
+    tokenizer.chat_template = chat_template("deepseek_r1_distill")
+    thinking = LocalEngine(model, tokenizer)
+    begun = Request((*QUESTION, Message("assistant", "So: ")), GREEDY)
+    answer, goes_on = thinking.complete([Request(QUESTION, GREEDY), begun])
+    assert (answer.text, answer.finish, answer.unspoken) == ("", "length", True)
+    assert answer.reasoning
+    assert answer.completion_tokens == GREEDY.max_tokens
+    assert goes_on.text
+    assert not goes_on.reasoning

@@ -40,6 +40,8 @@ def body(value: Any, status: int = 200) -> Answer:  # noqa: ANN401
         (chat("Yes.", reasoning="Hm."), "Yes.", "stop", "Hm."),
         (chat("<think>\nHm.\n</think>\n\nYes."), "Yes.", "stop", "Hm."),
         (chat("<think>Hm", finish="length"), "", "length", "Hm"),
+        (chat("<think>Hm"), "", "stop", "Hm"),
+        (chat("<think>Hm. END"), "", "stop", "Hm. END"),
         (chat(None, finish="length", reasoning_content="Hm"), "", "length", "Hm"),
         (chat("Close it with </think> and go on."), "Close it with </think> and go on.", "stop", ""),
         (chat("First. <think>No</think> Yes."), "First. <think>No</think> Yes.", "stop", ""),

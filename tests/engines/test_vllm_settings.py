@@ -4,16 +4,18 @@ import importlib.metadata
 import json
 import sys
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.base.records import Message
 from constitutional.engines import vllm
-from constitutional.engines.base import Request
+from constitutional.engines.base import Completion, Request
 from constitutional.engines.models import LazyEngine, Models, engine_of
 from constitutional.engines.settings import Budget, ModelSettings, VllmSettings
-from constitutional.engines.vllm_child import Work
+from constitutional.engines.vllm_child import Result, Work
+from tests.tiny import chat_template, tiny_model
 
 
 def without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,3 +119,20 @@ def test_a_session_whose_processes_have_ended_starts_none_to_give_work_up(monkey
     session.close()
     assert len(started) == 1
     assert started[0].aborted == ["1"]
+
+
+def test_a_thought_is_kept_apart_as_by_the_local_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed(monkeypatch)
+    made = engine(path=str(tiny_model(tmp_path, "qwen3")))
+    made.tokens.tokenizer.chat_template = chat_template("deepseek_r1_distill")
+    request = Request((Message("user", "Why?"),))
+
+    def answer(written: str, *, stopped: bool) -> Completion:
+        ids = made.tokens.tokenizer(written, add_special_tokens=False)["input_ids"]
+        server, prompt = cast("vllm.VllmServer", None), made.tokens.ids(request.messages)
+        asked = vllm._Asked(request, server, [prompt], 0, ["a"], {0: Result(ids, (), 0, stopped)})
+        return vllm.VllmSession(made)._completion(asked)
+
+    whole, half = answer("Hm.\n</think>\n\nSo.", stopped=True), answer("Hm. So. Then", stopped=False)
+    assert (whole.text, whole.reasoning, whole.finish) == ("So.", "Hm.", "stop")
+    assert (half.text, half.reasoning, half.unspoken) == ("", "Hm. So. Then", True)

@@ -125,6 +125,13 @@ def test_a_principle_by_which_nothing_can_be_read_is_trusted_only_where_no_accur
         assert "cannot be read" in warning
 
 
+def test_where_the_labeler_only_thinks_it_is_said_how_to_end_that() -> None:
+    settings = LabelSettings(max_tokens=9)
+    with pytest.raises(RunError, match=r"fails at 6 of 6 .* could not be read: .* cut off at 9") as told:
+        check(lambda _: Completion("", "length", reasoning="Hm."), settings, LONGER)
+    assert "while the model thought (6 of 6); type label.max_tokens=18, or model.template={" in str(told.value)
+
+
 def test_a_labeler_that_is_surest_where_it_is_wrong_is_told() -> None:
     (row,) = measured(likes_longer, LONGER)
     even = row.model_copy(update={"sharpness": 0.0})

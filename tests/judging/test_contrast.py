@@ -1,6 +1,7 @@
 """Labels by how likely responses are, examples before a question, and rules in the place of a labeler."""
 
 import math
+from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
@@ -14,13 +15,15 @@ from constitutional.engines.base import Abilities, Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.stories import side_by_side
 from constitutional.judging.accuracy import measure_labeler, sharpness_of
-from constitutional.judging.contrast import calibrated, contrast, requests
+from constitutional.judging.contrast import calibrated, contrast, probability, requests
 from constitutional.judging.labeler import JudgementTask, Labeler, LabelerSettings, Method, method_for
 from constitutional.judging.labelling import LabelSettings
 from constitutional.judging.trial import by_answers
 from tests.judging.scripted_labeler import CALM, LONG, SHORT, TEMPLATES, comparison, constitution, judged, shown
+from tests.tiny import chat_template, tiny_model
 
 CONTRAST = LabelSettings(method="contrast")
+SILENT = "{% for m in messages %}{% if m['role'] != 'system' %}<|{{ m['role'] }}|>{{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"  # noqa: E501
 KIND = Principle(id="kind", text="Be kind.", why="It helps.", opposite="Be unkind.")
 WISH = "You are an assistant, and every reply of yours follows this principle: "
 
@@ -52,6 +55,25 @@ def test_the_two_prompts_hold_the_principle_and_its_opposite_and_keep_a_system_m
     under, without = requests(Comparison(prompt=Prompt(messages=plain), a="A", b="B", model="m"), CALM, TEMPLATES)
     assert under.messages[0].content == f"You are a cook.\n\n{WISH}Prefer the calm answer."
     assert without.messages == plain
+
+
+@pytest.mark.parametrize("template", [chat_template("gemma"), SILENT])
+def test_a_labeler_without_system_messages_reads_the_principle_in_the_users(tmp_path: Path, template: str) -> None:
+    from constitutional.engines.local import LocalEngine, load_model
+
+    model, tokenizer = load_model(tiny_model(tmp_path, "gemma"))
+    tokenizer.chat_template = template
+    engine = LocalEngine(model, tokenizer)
+    labeler = Labeler(engine, TEMPLATES, LabelerSettings(method="contrast"), 0)
+    (row,) = side_by_side([labeler.judge(JudgementTask(comparison(), CALM))])
+    wished = (Message("user", f"{WISH}Prefer the calm answer.\n\nMay I?"),)
+    plain = (Message("user", "May I?"),)
+    under, without = engine.complete([Request(asked, choices=(SHORT, LONG)) for asked in (wished, plain)])
+    assert under.choice_logprobs != without.choice_logprobs
+    found = contrast(comparison(), [under, without], "m")
+    assert found is not None
+    assert row.p_a == pytest.approx(probability(found, 1.0))
+    assert row.p_a != 0.5
 
 
 def test_a_judgement_says_the_words_that_the_model_was_asked_with() -> None:

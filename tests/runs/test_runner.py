@@ -15,13 +15,14 @@ from constitutional.base.errors import ConfigurationError, InputError, ModelErro
 from constitutional.base.progress import Progress
 from constitutional.base.records import Comparison, Judgement, Preference, Prompt, Revision
 from constitutional.base.shipped import shipped
+from constitutional.base.templates import load_prompts
 from constitutional.cli import main as cli
 from constitutional.cli import show
 from constitutional.cli.find import find
 from constitutional.constitution.file import load_constitution
 from constitutional.judging.understanding import PrincipleMeaning
 from constitutional.runs.compose import compose
-from constitutional.runs.context import WITHOUT_ENCODER, FinishedRun, as_models_read, selected
+from constitutional.runs.context import WITHOUT_ENCODER, FinishedRun, RunContext, as_models_read, selected
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import ENTRY, StageEntry, read_checked, write_checked
 from constitutional.runs.pipeline import Stage, stages_of, up_to
@@ -683,7 +684,9 @@ def test_a_model_of_which_no_reward_model_can_be_made_is_refused_only_where_one_
         run(configured(tmp_path, *words))
     assert not (tmp_path / "runs").exists()
     config = configured(tmp_path, *words, "until=mix")
-    _check_model(config, ready(config), up_to("mix", stages_of(config)))
+    files = ready(config)
+    with RunContext(config, files.constitution, load_prompts(None), Progress(StringIO()), None) as run_context:
+        _check_model(run_context, files, up_to("mix", stages_of(config)))
 
 
 def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tmp_path: Path) -> None:

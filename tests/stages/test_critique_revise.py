@@ -567,6 +567,25 @@ def test_where_more_than_a_quarter_of_the_drafts_are_cut_off_the_stage_warns(tmp
     assert most.summarised(CritiqueReviseSummary).cut_off_drafts == 3
 
 
+def test_drafts_that_are_thoughts_alone_are_left_out_and_the_stage_says_what_to_type(tmp_path: Path) -> None:
+    def rule(request: Request) -> Completion | str:
+        if request.messages[-1].content == "1":
+            return "Answer to 1"
+        return Completion("", "length", reasoning="Hm. Dig a hole. Then")
+
+    context = stage_with(tmp_path, rule, *map(prompt, "123"))
+    run(Settings(draft_max_tokens=17, cut_off="shorten"), context)
+    revisions: list[Revision] = context.rows["revisions"]
+    problem = "the draft was cut off at 17 tokens, while the model thought"
+    assert [(row.draft, row.problem) for row in revisions] == [("Answer to 1", None), ("", problem), ("", problem)]
+    (warning,) = context.warnings
+    assert "2 of 3 drafts were cut off at 17 tokens: 0 of these end with" in warning
+    assert "draft_max_tokens=34. The model still thought in 2 of these" in warning
+    assert "model.template={enable_thinking: false} (generator.template for a local model of its own)" in warning
+    with pytest.raises(RunError, match=r"None of 2 drafts.*still thought in 2 of these.*enable_thinking: false"):
+        run(Settings(cut_off="shorten"), stage_with(tmp_path, rule, *map(prompt, "23")))
+
+
 def test_where_no_draft_can_be_used_for_other_reasons_the_run_ends_with_the_most_common_one(tmp_path: Path) -> None:
     context = stage_with(tmp_path, lambda request: "?" if request.messages[-1].content == "1" else " ")
     context.rows["prompts"] = [*map(prompt, "23")]

@@ -642,6 +642,18 @@ def test_where_no_comparison_is_wanted_there_are_no_win_rates_and_the_labeler_is
     assert context.engines["labeler"].count == 0
 
 
+def test_a_model_that_gets_no_further_than_its_thoughts_is_named_with_what_to_type() -> None:
+    context = work([asked("1"), asked("2")])
+    thinking = Completion("", "length", reasoning="I cannot say yet.")
+    context.engines["base"] = ScriptedEngine(lambda _: thinking, "base")
+    run(inputs(Settings(judged=0, critiqued=0, compared=0, max_tokens=9)), context)
+    scores = by_name(context.rows["scores"])
+    assert (scores["base", "length"].value, scores["base", "refusal_phrases"].value) == (0, 0)
+    (warning,) = context.warnings
+    assert "2 of 2 replies of base are empty" in warning
+    assert "type evaluate.max_tokens=36, or model.template={enable_thinking: false}" in warning
+
+
 def test_without_two_held_out_prompts_nothing_is_measured() -> None:
     context = work([asked("1"), asked("2", split="train")])
     run(inputs(Settings()), context)

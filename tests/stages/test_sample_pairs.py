@@ -155,6 +155,18 @@ def test_responses_that_are_cut_off_may_end_with_a_whole_sentence() -> None:
     assert len(context.warnings) == 2
 
 
+def test_responses_that_are_thoughts_alone_are_left_out_and_the_stage_says_what_to_type() -> None:
+    thinking = Completion("", "length", reasoning="Hm. Go left. Then")
+    rule = in_turn("Go left.", thinking, "Go right.")
+    context = OneStage(Path(), rows={"prompts": [prompt("1")]}, engines={"sft_model": ScriptedEngine(rule, "sl")})
+    run(Settings(samples=3, max_tokens=9, cut_off="shorten"), context)
+    assert [(row.a, row.b) for row in context.rows["comparisons"]] == [("Go left.", "Go right.")]
+    (warning,) = context.warnings
+    assert "1 of 3 responses were cut off at 9 tokens and left out; type sample_pairs.max_tokens=18, or " in warning
+    assert "model.template={enable_thinking: false}" in warning
+    assert "in 1 of these the model still thought" in warning
+
+
 def test_where_most_responses_are_alike_the_stage_names_the_temperature() -> None:
     context = stage_of(lambda _: "the same", *map(prompt, "12"), samples=3)
     (warning,) = context.warnings

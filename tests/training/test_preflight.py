@@ -11,7 +11,7 @@ from constitutional.base.records import Message, Prompt, Revision
 from constitutional.engines.local import load_model
 from constitutional.stages import sft
 from constitutional.training.preflight import preflight, preflight_folder
-from tests.tiny import FAMILIES, OneStage, tiny_model, tiny_tokenizer, without_padding
+from tests.tiny import FAMILIES, OneStage, chat_template, tiny_model, tiny_tokenizer, without_padding
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +56,22 @@ def test_preflight_names_the_problem(models: Path, spoil: Callable[[Any], None],
     model, tokenizer = load_model(tiny_model(models))
     spoil(tokenizer)
     with pytest.raises(ModelError, match=re.escape(problem)):
+        preflight(tokenizer, model)
+
+
+@pytest.mark.parametrize(
+    ("template", "remedy"),
+    [
+        ("deepseek_r1_distill", "take another model"),
+        ("nemotron_3_nano", "type model.template={enable_thinking: false}"),
+    ],
+)
+def test_a_template_that_begins_a_thought_is_refused_with_the_way_out(models: Path, template: str, remedy: str) -> None:
+    model, tokenizer = load_model(tiny_model(models, "qwen3"))
+    tokenizer.chat_template = chat_template(template)
+    with pytest.raises(
+        ModelError, match=rf"not prefix-preserving.*begins a thought before a reply.*{re.escape(remedy)}"
+    ):
         preflight(tokenizer, model)
 
 

@@ -31,6 +31,13 @@ def test_questions_are_counted_and_a_row_of_marks_is_one() -> None:
     assert given(rewards.questions(rewards.QuestionsSettings()), "Why? How?? So.", "Yes.") == [2, 0]
 
 
+def test_the_thoughts_of_a_policy_are_not_what_its_reply_is_worth() -> None:
+    thinks = "<think>\nI cannot? Why? They ask.\n</think>\n\nGladly."
+    assert given(rewards.refusal(rewards.RefusalSettings()), thinks) == [0]
+    assert given(rewards.length(rewards.LengthSettings(limit=0)), thinks, "<think>\nI cannot") == [1, 0]
+    assert rewards.conversation_with(ASKED, replies(thinks)[0])[-1].content.strip() == "Gladly."
+
+
 def test_refusal_is_found_by_its_phrases_early_in_a_reply() -> None:
     late = "word " * 40 + "I cannot"
     reward = rewards.refusal(rewards.RefusalSettings())

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 from constitutional.base.errors import ConfigurationError, ModelError, UsageError
 from constitutional.base.progress import Progress
 from constitutional.base.seeds import rng_of, seed_of
+from constitutional.base.text import without_thoughts
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer, end_tokens
 from constitutional.engines.local import load_model
@@ -285,16 +286,17 @@ class PPOTrainer:
         replies = self._draw(phase, prompts, seeds, data)
         ids = [reply.ids for reply in replies]
         texts = [str(self.processing_class.decode(row_ids, skip_special_tokens=True)) for row_ids in ids]
+        spoken = list(map(without_thoughts, texts))  # functions get what TRL would give them
         functions = [*self.rewards.functions, *filter(None, [self.gold_fn])]
         state = TrainerState(global_step=phase, is_world_process_zero=self.accelerator.is_main_process)
         numbers_of_functions = begin_functions(functions, data, texts, ids, state)
         with torch.no_grad(), self.accelerator.autocast():
             read = self._read(prompts, replies)
-            members = self.rewards.members(data, texts)
+            members = self.rewards.members(data, spoken)
         numbers = numbers_of_functions()
         gold = numbers.pop() if self.gold_fn else [None] * len(own)
         rewards = [list(row) for row in zip(*numbers, strict=True)] if numbers else [[] for _ in own]
-        columns = (own, replies, texts, *zip(*read, strict=True), members, rewards, gold)
+        columns = (own, replies, spoken, *zip(*read, strict=True), members, rewards, gold)
         return [Episode(*values) for values in zip(*columns, strict=True)]
 
     def _draw(self, phase: int, prompts: list[list[int]], seeds: list[int], data: list[Row]) -> list[Response]:
