@@ -326,8 +326,8 @@ class ChatTokens:
         return Completion(spoken, finish, completion_tokens=written, reasoning=thought)
 
     def thoughts_apart(self, request: Request, prompt: list[int], text: str) -> tuple[str, str]:
-        """What a model thought before a reply, and the reply; one that goes on from words has no thought before it."""
-        if request.messages[-1].role == "assistant":
+        """What a model thought before a reply, and the reply; JSON, or one that goes on from words, has no thought."""
+        if request.schema or request.messages[-1].role == "assistant":
             return "", text
         end = str(self.tokenizer.decode(prompt[-16:]))  # the tag may be as many tokens as it has characters
         return thoughts_apart(text, opened=end.rstrip().endswith("<think>"))

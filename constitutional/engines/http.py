@@ -81,13 +81,13 @@ class HttpEngine(Engine):
             answers = in_thread(lambda: asyncio.run(self.server.probe(unknown)), "probe").result()
             if self.journal:
                 told = {name: answer for name, answer in answers.items() if answer is not None}
-                self.journal().remember(self.identity, told)
+                self.journal().remember(self.weights, told)
             able |= {name: bool(answer) for name, answer in answers.items()}
         return Abilities(able["logprobs"], able["prefill"], seeds=False, structured=able["structured"])
 
     def known_abilities(self) -> dict[str, bool]:
         """What is known of the abilities without asking: from the settings, and from the journal."""
-        able = self.journal().abilities(self.identity) if self.journal else {}
+        able = self.journal().abilities(self.weights) if self.journal else {}
         if self.settings.endpoint == "completions":
             able["prefill"] = True
         told = {name: getattr(self.settings, name) for name in ABILITIES}

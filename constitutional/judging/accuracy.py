@@ -249,7 +249,7 @@ def check_canaries(
     Raises:
         RunError: more of them fail than `max_canary_failures` allows.
     """
-    labeler = Labeler(engine, templates, settings, seed=0)
+    labeler = Labeler(engine, templates, settings, 0, judge)
     judgements = list(side_by_side(map(labeler.judge, canaries(constitution))))
     failed = [row.principle for row in judgements if row.p_a is None or (row.p_a < 0.5 and not row.conflict)]
     if len(failed) > settings.max_canary_failures * len(judgements) + ROUNDING:

@@ -332,8 +332,8 @@ def named_option(reply: str, names: Sequence[str]) -> str | None:
     """
     spoken = without_thoughts(reply).strip()
     either = "|".join(map(re.escape, names))
-    said_so = r"(?i:\banswer(?: is\b[\s*_]*:?|[\s*_]*:))[\s*_]*\(?"
-    ending = r"\)?[\s*_]*(?:[.,;!\n]|$)"
+    said_so = r"(?i:\banswer(?: is\b|(?=[\s*_]*:)))[\s:*_]*\(?"
+    ending = r"(?:\)|[\s*_]*(?:[.,;:!\n–—-]|$))"
     answers = re.findall(rf"{said_so}({either}|(?i:{either})(?={ending}))\b(?!')", spoken)
     whole = re.fullmatch(rf"[\W_]*({either})[\W_]*", spoken, re.IGNORECASE)
     said = answers[-1] if answers else whole[1] if whole else None

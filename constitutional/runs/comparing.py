@@ -150,8 +150,8 @@ def decided(
     rows = list(judgements)
     weights: dict[str, float] = {}
     for row in rows:
-        if of_judge := (judges or {}).get(row.judge, 1.0):
-            weights[row.principle] = max(weights.get(row.principle, 0.0), row.weight / of_judge)
+        of_principle = row.weight / (judges or {}).get(row.judge, 1.0)
+        weights[row.principle] = max(weights.get(row.principle, 0.0), of_principle)
     table = JudgementTable.of(rows, judges)
     pushes = table.shares({name: weight for name, weight in weights.items() if name in table.principles}) * (
         table.p_a - 0.5

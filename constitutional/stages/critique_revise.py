@@ -131,10 +131,10 @@ class Reviser:
         """Drafts, critiques and revisions that were asked for."""
         self.cut_off: Counter[Part] = Counter()
         """Those that reached their length."""
-        self.shortened: Counter[Part] = Counter()
-        """Of these, those that end with a whole sentence."""
         self.unspoken: Counter[Part] = Counter()
         """Of these, those that were cut off in the thoughts before them."""
+        self.shortened: Counter[Part] = Counter()
+        """Of those that were cut off, those that end with a whole sentence."""
 
     async def item(self, prompt: Prompt) -> Revision:
         """All that happens to a prompt; where a reply cannot be used, what there is until then."""

@@ -134,7 +134,7 @@ def run(settings: Settings, context: StageContext) -> None:
     if cut_off > OFTEN * asked:
         other = "sample_pairs.cut_off=shorten to keep their whole sentences"
         if unspoken := counts["unspoken"]:
-            other = f"{without_thinking()}: in {unspoken} of these the model still thought"
+            other += f". The model still thought in {unspoken} of these: type more, or {without_thinking()}"
         context.warn(
             f"{cut_off} of {asked} responses were cut off at {settings.max_tokens} tokens and left out; {remedy}, or "
             f"{other}"

@@ -86,7 +86,7 @@ def run(settings: Settings, context: StageContext) -> None:
             audit=sum(row.reason == "audit" for row in plan),
             votes_wanted=wanted,
             votes=len(votes),
-            raters=len({row.rater for row in own}),
+            raters=len({row.rater for row in own if row.comparison in asked}),
             answered=sum(row.comparison in answered for row in plan),
             simulated=settings.simulate is not None,
         )

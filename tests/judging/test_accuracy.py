@@ -132,6 +132,16 @@ def test_where_the_labeler_only_thinks_it_is_said_how_to_end_that() -> None:
     assert "while the model thought (6 of 6); type label.max_tokens=18, or model.template={" in str(told.value)
 
 
+def test_advice_for_a_judge_of_a_panel_names_that_judge() -> None:
+    def cut_off(_: Request) -> Completion:
+        return Completion("", "length", reasoning="Let me see.")
+
+    with pytest.raises(RunError, match=r"The judge 'second' fails .* \(panel\.second\.template for a local model"):
+        check_canaries(
+            constitution(LONGER), ScriptedEngine(cut_off), TEMPLATES, LabelSettings(method="votes"), judge="second"
+        )
+
+
 def test_a_labeler_that_is_surest_where_it_is_wrong_is_told() -> None:
     (row,) = measured(likes_longer, LONGER)
     even = row.model_copy(update={"sharpness": 0.0})

@@ -167,6 +167,8 @@ def test_model_written_questions_are_asked_by_the_answers_own_names() -> None:
         ("Answer: A? No. The answer is B.", "B"),
         ("A is wrong and B is right.", None),
         ("Answer: Because", None),
+        ("Answer: b) Paris", "B"),
+        ("Answer: (b) Paris", "B"),
         ("Answer: B. This answer is a direct consequence of the law.", "B"),
         ("Answer: (B)\n\nI hope this answer is a help!", "B"),
         ("The correct answer is a matter of debate, so I cannot pick one.", None),
@@ -188,6 +190,7 @@ def test_an_answer_in_words_is_read_where_it_is_stated(reply: str, name: str | N
         ("Answer: Yes\n\nNote that the answer is no longer valid after 2020.", "Yes"),
         ("The answer is no.", "No"),
         ("answer: yes", "Yes"),
+        ("Final answer: yes – it is.", "Yes"),
     ],
 )
 def test_words_that_are_options_too_are_read_where_they_end_a_sentence(reply: str, name: str) -> None:

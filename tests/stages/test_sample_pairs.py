@@ -164,7 +164,7 @@ def test_responses_that_are_thoughts_alone_are_left_out_and_the_stage_says_what_
     (warning,) = context.warnings
     assert "1 of 3 responses were cut off at 9 tokens and left out; type sample_pairs.max_tokens=18, or " in warning
     assert "model.template={enable_thinking: false}" in warning
-    assert "in 1 of these the model still thought" in warning
+    assert "The model still thought in 1 of these" in warning
 
 
 def test_where_most_responses_are_alike_the_stage_names_the_temperature() -> None:
