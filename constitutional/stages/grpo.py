@@ -330,8 +330,6 @@ def _aggregated(trainer: T, aggregation: Aggregation, counted: int) -> T:
         numbers = {metrics.ALIKE: share_alike(weighted_sum(counted, weights), group)}
         columns = {"reward": totals}
         columns |= {f"rewards/{name}/mean": rewards[:, index] for index, name in enumerate(own.reward_func_names)}
-        if totals.isnan().any():  # TRL counts them as 0
-            numbers["reward"] = float(totals.nanmean())
         if is_rloo and aggregation == "normalize_then_sum":
             for name, column in columns.items():
                 known = column[~column.isnan()]

@@ -180,9 +180,12 @@ def on_disk(rows: Iterable[Row], folder: Path) -> "Dataset":
         with writing(file):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
-            with ArrowWriter(path=str(file), features=features) as writer:
-                for row in chain([first], iterator):
+            writer = ArrowWriter(path=str(file), features=features)
+        with writer:
+            for row in chain([first], iterator):  # what cannot be read says so itself
+                with writing(file):
                     writer.write(row)
+            with writing(file):
                 writer.finalize()
     else:
         for _ in rows:

@@ -302,16 +302,18 @@ def fit(
     if task is None:
         with Progress().task(label, 0, "steps") as own:
             return fit(trainer, log=log, label=label, task=own, tracking=tracking, warn=warn)
-    checkpoint, in_shards = _latest_checkpoint(Path(trainer.args.output_dir or "")), _kept_in(trainer)
+    checkpoint, in_shards = _latest_checkpoint(Path(trainer.args.output_dir or "")), kind_of_shards(trainer)
+    mark = _mark_of(trainer, in_shards)
     if checkpoint:
-        _check_kind(checkpoint, in_shards)
+        _check_kind(checkpoint, mark, in_shards)
     trainer.remove_callback(PrinterCallback)
     alike = RewardedAlike(warn)
-    trainer.add_callback(_log_callback(log, label, task, tracking, alike, in_shards=in_shards))
+    trainer.add_callback(_log_callback(log, label, task, tracking, alike, mark, whole=not in_shards))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
-    if checkpoint and not in_shards and _is_last(checkpoint):
-        # Of a part of an epoch transformers would make another step before it looks how many there are to be.
+    if checkpoint and not mark and _is_last(checkpoint):
+        # Of a part of an epoch transformers would make another step before it looks how many there are to be. Of
+        # shards it does so: by the usual schedules at a rate of 0.
         trainer.state = _state_of(checkpoint)
         trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001 - without a step there is no other way
         _kept_lines(log, trainer.state.global_step)
@@ -398,8 +400,15 @@ class RewardedAlike:
         return f", {share:.0%} of prompts rewarded alike"
 
 
-def _log_callback(
-    log: Path, label: str, task: "Task", tracking: Tracking, alike: RewardedAlike, *, in_shards: str = ""
+def _log_callback(  # noqa: PLR0913 - what is written, and who is told
+    log: Path,
+    label: str,
+    task: "Task",
+    tracking: Tracking,
+    alike: RewardedAlike,
+    mark: str = "",
+    *,
+    whole: bool = True,
 ) -> "TrainerCallback":
     from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -463,9 +472,9 @@ def _log_callback(
             **_: object,
         ) -> None:
             """Mark a checkpoint, all of which is written, as complete; weights that are no numbers end the training."""
-            if not in_shards:
+            if whole:
                 check_finite(_trained(model), label, state.global_step)
-            _complete(Path(args.output_dir or "") / f"checkpoint-{state.global_step}", in_shards)
+            _complete(Path(args.output_dir or "") / f"checkpoint-{state.global_step}", mark)
 
     return Log()
 
@@ -490,28 +499,29 @@ def _append(log: Path, row: Mapping[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
 
 
-def _kept_in(trainer: "Trainer") -> str:
+def _mark_of(trainer: "Trainer", in_shards: str) -> str:
     """In what shards checkpoints keep weights and optimizer; empty where they keep them whole."""
     if trainer.is_deepspeed_enabled:  # which goes on with as many processes alone, and shards in stages 1 and 2 as well
         stage = trainer.accelerator.state.deepspeed_plugin.zero_stage
         return f"ZeRO-{stage} over {counted(processes.count(), 'process')}"
-    return kind_of_shards(trainer)
+    return in_shards
 
 
-def _complete(checkpoint: Path, in_shards: str) -> None:
+def _complete(checkpoint: Path, mark: str) -> None:
     processes.wait()  # each of them writes a part of it
     if processes.is_main():
         sync(checkpoint)
-        atomic_write(checkpoint / COMPLETE, in_shards.encode())
+        atomic_write(checkpoint / COMPLETE, mark.encode())
 
 
-def _check_kind(checkpoint: Path, in_shards: str) -> None:
+def _check_kind(checkpoint: Path, mark: str, in_shards: str) -> None:
     """Refuse a checkpoint whose weights and optimizer are kept in other shards than this training reads.
 
-    Transformers would end with a traceback, or begin the optimizer anew and say nothing.
+    Transformers would end with a traceback, or begin the optimizer anew and say nothing. What was written before marks
+    named the number of processes has the name of the shards alone.
     """
-    if (kept := (checkpoint / COMPLETE).read_text()) != in_shards:
-        begun, now = (f"in shards of {kind}" if kind else "whole" for kind in (kept, in_shards))
+    if (kept := (checkpoint / COMPLETE).read_text()) not in (mark, in_shards or mark):
+        begun, now = (f"in shards of {kind}" if kind else "whole" for kind in (kept, mark))
         raise RunError(
             f"{checkpoint}: was written by a training that keeps weights and optimizer {begun}, and this one keeps "
             f"them {now}; go on with the launch=… and launch.processes=… that began it, or delete {checkpoint.parent} "

@@ -82,14 +82,16 @@ def test_a_checkpoint_in_other_shards_is_refused_and_stays(tmp_path: Path) -> No
     checkpoint = tmp_path / "checkpoint-10"
     checkpoint.mkdir()
     _complete(checkpoint, "FSDP")
-    _check_kind(checkpoint, "FSDP")
+    _check_kind(checkpoint, "FSDP", "FSDP")
     with pytest.raises(RunError, match=r"in shards of FSDP, and this one keeps them whole; go on with the launch"):
-        _check_kind(checkpoint, "")
+        _check_kind(checkpoint, "", "")
     assert checkpoint.exists()
     _complete(checkpoint, "")
-    _check_kind(checkpoint, "")
+    _check_kind(checkpoint, "", "")
     with pytest.raises(RunError, match=r"whole, and this one keeps them in shards of ZeRO-3 over 2 processes;"):
-        _check_kind(checkpoint, "ZeRO-3 over 2 processes")
+        _check_kind(checkpoint, "ZeRO-3 over 2 processes", "ZeRO-3")
+    _complete(checkpoint, "ZeRO-3")  # as it was marked before
+    _check_kind(checkpoint, "ZeRO-3 over 2 processes", "ZeRO-3")
 
 
 def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
