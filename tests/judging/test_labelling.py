@@ -12,7 +12,7 @@ from constitutional.base.records import Comparison, Message
 from constitutional.constitution.constitution import Principle
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
-from constitutional.judging import accuracy, labelling
+from constitutional.judging import accuracy, labelling, priorities
 from constitutional.judging.labeler import CHOICES, TOO_LONG, expected_score
 from constitutional.judging.labelling import LabelSettings, combine, label
 from constitutional.stages import evaluate, mix
@@ -365,5 +365,6 @@ def test_judgements_are_combined_and_trust_is_decided_in_one_place_each() -> Non
     deciding = [place for place, node in nodes if isinstance(node, ast.Attribute) and node.attr == "min_accuracy"]
     assert combining == ["judging/labelling.py"]
     assert deciding == ["judging/accuracy.py"]
-    assert (vars(mix)["decisive"], vars(mix)["mean_of"]) == (labelling.decisive, labelling.mean_of)
+    # The mix goes through columns, and is held against both functions by tests/stages/test_mix_columns.py.
+    assert vars(mix)["overridden"] is priorities.overridden
     assert all(vars(module)["probabilities_of"] is labelling.probabilities_of for module in (evaluate, accuracy))
