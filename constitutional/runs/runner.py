@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from operator import itemgetter
 from pathlib import Path
 from types import FrameType
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pydantic import BaseModel
 
@@ -228,19 +228,18 @@ def thinking(run_context: RunContext) -> Iterator[str]:
     """A line for every model here whose chat template lets it think before it replies; servers' are not known."""
     config = run_context.config
     models = {role: run_context.given(role) for role in ("base", "generator", "critic", *config.judges.values())}
-    roles: dict[tuple[str, str, str], list[str]] = {}
+    alike: dict[tuple[str, str | None, str], list[str]] = {}
     for role, settings in models.items():
         if isinstance(settings, ModelSettings | VllmSettings) and settings.path not in (None, SANDBOX):
-            from constitutional.engines.chat import load_tokenizer, thinks
-
-            folder = model_folder(settings.path, settings.revision)
-            tokenizer = load_tokenizer(folder, pad_token=settings.pad_token, template=settings.template)
             same = (settings.path, settings.template) == (config.model.path, config.model.template)
-            key = "model" if same else role
-            roles.setdefault((settings.path, key, thinks(tokenizer)), []).append(role)
-    for (path, key, how), of in roles.items():
+            alike.setdefault((settings.path, settings.revision, "model" if same else role), []).append(role)
+    for (path, revision, key), of in alike.items():
+        from constitutional.engines.chat import load_tokenizer, thinks
+
+        own: Any = models[of[0]]  # the others of a line have the same
+        tokenizer = load_tokenizer(model_folder(path, revision), pad_token=own.pad_token, template=own.template)
         remedy = f"to turn that off, type {key}.template={{enable_thinking: false}}"
-        if how:
+        if how := thinks(tokenizer):
             yield (
                 f"warning: {path} ({', '.join(of)}) thinks before it replies. Its thoughts are left out of what it "
                 "replies, but count for the lengths at which that is cut off, often several hundred tokens; "

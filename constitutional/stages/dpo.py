@@ -215,16 +215,16 @@ def with_margins(rows: Iterable[Row], settings: Settings, reward_model: Path | N
 
     `LARGE` rows are scored at once, for which the models are loaded.
     """
+    if reward_model is None:
+        yield from (row | {"margin": settings.margin_scale * (2 * row["probability"] - 1)} for row in rows)
+        return
     iterator = iter(rows)
-    while some := list(islice(iterator, LARGE if reward_model else 1)):
-        if reward_model is None:
-            leads = [2 * row["probability"] - 1 for row in some]
-        else:
-            replies = [conversation_with(row["prompt"], row[key]) for row in some for key in ("chosen", "rejected")]
-            scores = [score.mean for score in score_replies(reward_model, replies)]
-            free_memory()  # one model at a time
-            leads = [chosen - rejected for chosen, rejected in zip(scores[::2], scores[1::2], strict=True)]
-        yield from (row | {"margin": settings.margin_scale * lead} for row, lead in zip(some, leads, strict=True))
+    while some := list(islice(iterator, LARGE)):
+        replies = [conversation_with(row["prompt"], row[key]) for row in some for key in ("chosen", "rejected")]
+        scores = [score.mean for score in score_replies(reward_model, replies)]
+        free_memory()  # one model at a time
+        for row, chosen, rejected in zip(some, scores[::2], scores[1::2], strict=True):
+            yield row | {"margin": settings.margin_scale * (chosen - rejected)}
 
 
 @contextmanager

@@ -407,8 +407,7 @@ def _prompt_of(pair: _Pair) -> Prompt:
 
 
 def _place_of(prompt: Prompt, settings: Settings, seed: int) -> int:
-    turns = ((message.role, message.content, message.extra) for message in prompt.messages)
-    return _place(prompt.split, opening_of(turns), settings, seed)
+    return _place(prompt.split, _opening(prompt.messages), settings, seed)
 
 
 def _places(prompts: Iterable[str], labels: Iterable[float], settings: Settings, seed: int) -> Iterator[int]:
@@ -647,8 +646,11 @@ def is_held_out(messages: Iterable[Message], settings: Settings, seed: int) -> b
 
     The words up to the user's first message decide, so that no conversation goes on from one on the other side.
     """
-    turns = ((message.role, message.content, message.extra) for message in messages)
-    return _is_held_out(opening_of(turns), settings, seed)
+    return _is_held_out(_opening(messages), settings, seed)
+
+
+def _opening(messages: Iterable[Message]) -> Conversation:
+    return opening_of((message.role, message.content, message.extra) for message in messages)
 
 
 def _is_held_out(opening: Conversation, settings: Settings, seed: int) -> bool:

@@ -311,12 +311,12 @@ def fit(
     trainer.add_callback(_log_callback(log, label, task, tracking, alike, mark, whole=not in_shards))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
-    if checkpoint and not mark and _is_last(checkpoint):
+    if checkpoint and not mark and (state := _state_at_the_end(checkpoint)):
         # Of a part of an epoch transformers would make another step before it looks how many there are to be. Of
         # shards it does so: by the usual schedules at a rate of 0.
-        trainer.state = _state_of(checkpoint)
+        trainer.state = state
         trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001 - without a step there is no other way
-        _kept_lines(log, trainer.state.global_step)
+        _kept_lines(log, state.global_step)
     else:
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not in_shards:  # of shards nobody has a whole weight; what they come to is checked as it is saved
@@ -326,17 +326,12 @@ def fit(
     return Fitted(trainer.state.global_step, len(rows))
 
 
-def _state_of(checkpoint: Path) -> "TrainerState":
+def _state_at_the_end(checkpoint: Path) -> "TrainerState | None":
+    """A training's state where all its steps were made when this was saved; None where some are left."""
     from transformers import TrainerState
 
     state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    return state
-
-
-def _is_last(checkpoint: Path) -> bool:
-    """Whether all steps of a training were made when this was saved."""
-    state = _state_of(checkpoint)
-    return state.global_step >= state.max_steps
+    return state if state.global_step >= state.max_steps else None
 
 
 def _trained(model: Any) -> "list[torch.Tensor]":  # noqa: ANN401
