@@ -6,11 +6,13 @@ seen far more sharply on the prompts that both answered, pair by pair.
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
-from constitutional.base.stats import bootstrap_mean, paired_interval
+from constitutional.base.stats import bootstrap_mean, paired_interval, win_rate
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.difference import PrincipleChange, difference
+from constitutional.constitution.measures import Rule
+from constitutional.judging.labeler import LabelerSettings
 from constitutional.judging.scores import Change, Score, plain
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW, RunReport
 from constitutional.stages.report.verdicts import Outcome, kind, outcome, table_of
@@ -20,6 +22,10 @@ TOLD: Final = ("name", "folder", "until", "journal.path", "report_to", "launch",
 """Settings that say where a run is, is made or is shown, and not what it is."""
 JUDGED: Final = ("violation_rate", "win_rate")
 """Kinds of measures that a model's judgement makes."""
+COUNTED: Final = ("rule_broken", "rule_more", "rule_fewer")
+"""Kinds of measures that a principle's rule makes."""
+
+K = TypeVar("K")
 
 
 class SettingChange(NamedTuple):
@@ -109,7 +115,10 @@ def _settings(run: RunReport) -> dict[str, Any]:
 
 def _rows(a: RunReport, b: RunReport, model: str) -> Iterator[PairedRow]:
     first, second = ({plain(name): scores for name, scores in table_of(run.scores).items()} for run in (a, b))
-    values = [{plain(row.measure): row.by_prompt for row in run.measurements if row.model == model} for run in (a, b)]
+    values = [
+        {plain(row.measure): won(plain(row.measure), row.by_prompt) for row in run.measurements if row.model == model}
+        for run in (a, b)
+    ]
     for measure, by_model in first.items():
         before, after = by_model.get(model), second.get(measure, {}).get(model)
         if before is None or after is None:
@@ -124,6 +133,13 @@ def _rows(a: RunReport, b: RunReport, model: str) -> Iterator[PairedRow]:
             yield row._replace(change=change, outcome=result)
         else:
             yield row._replace(remark="it is not made prompt by prompt, or the runs have no prompt in common")
+
+
+def won(measure: str, by_key: Mapping[K, float]) -> Mapping[K, float]:
+    """The values of a measure, of a win rate whether the model wins: its score is the share of the prompts won."""
+    if kind(measure) != "win_rate":
+        return by_key
+    return {key: win_rate([p]).value for key, p in by_key.items()}
 
 
 def _change(before: Mapping[str, float], after: Mapping[str, float], *, shares: bool) -> Change | None:
@@ -141,12 +157,17 @@ def _change(before: Mapping[str, float], after: Mapping[str, float], *, shares: 
 
 def _means_another_thing(measure: str, a: RunReport, b: RunReport) -> str:
     """Why a measure means another thing in the other run; empty where it does not."""
+    mine, theirs = _constitution(a), _constitution(b)
+    if kind(measure) in COUNTED:
+        rules = {rule_behind(measure, of) for of in (mine, theirs)}
+        return "" if len(rules) == 1 else "the principle's rule counts another thing in the other run"
     if kind(measure) not in JUDGED:
         return ""
-    mine, theirs = _constitution(a), _constitution(b)
     judge = "critic" if kind(measure) == "violation_rate" else "labeler"
     if a.provenance.identities.get(judge) != b.provenance.identities.get(judge):
         return f"the runs' {judge}s differ"
+    if judge == "labeler" and len({_asked(run) for run in (a, b)}) > 1:
+        return "the labeler was asked in another way"
     if judge == "critic":
         name = measure.partition("/")[2]
         words = {evaluated.critiqued.get(name) if evaluated else None for evaluated in map(_evaluated, (a, b))}
@@ -156,6 +177,19 @@ def _means_another_thing(measure: str, a: RunReport, b: RunReport) -> str:
         for of in (mine, theirs)
     ]
     return "" if texts[0] == texts[1] else "the labeler judged by other principles"
+
+
+def rule_behind(measure: str, constitution: Constitution) -> Rule | None:
+    """The rule of the principle that a measure of `COUNTED` is named by, be it left out; None where it has none."""
+    name = measure.partition("/")[2]
+    principles = (*constitution.principles, *constitution.left_out)
+    return next((principle.rule for principle in principles if principle.id == name), None)
+
+
+def _asked(run: RunReport) -> str:
+    """How a run's labeler is asked, as JSON."""
+    label = _settings(run).get("label", {})
+    return json.dumps({name: label.get(name) for name in LabelerSettings.model_fields}, sort_keys=True)
 
 
 def _strength(row: PairedRow) -> float:

@@ -27,13 +27,13 @@ from constitutional.base.effects import (
     with_common_seeds,
 )
 from constitutional.base.records import LABELER, Comparison, Judgement
-from constitutional.base.stats import Interval, wilson, win_rate
+from constitutional.base.stats import Interval, wilson
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.difference import difference
 from constitutional.engines.spending import Calls
 from constitutional.judging.scores import Score, plain
 from constitutional.stages.report import charts
-from constitutional.stages.report.comparison import TOLD
+from constitutional.stages.report.comparison import COUNTED, TOLD, rule_behind, won
 from constitutional.stages.report.data import FEW
 from constitutional.stages.report.verdicts import kind
 from constitutional.stages.summaries import Direction
@@ -367,7 +367,9 @@ def _differences(before: Variant, after: Variant, units: Iterable[str]) -> dict[
 
 
 def _means_the_same(measure: str, runs: Iterable[ComparedRun]) -> bool:
-    """Whether runs mean the same by a measure: violations are of the same words."""
+    """Whether runs mean the same by a measure: violations are of the same words, and a rule counts the same."""
+    if kind(measure) in COUNTED:
+        return len({rule_behind(measure, run.constitution) for run in runs}) == 1
     name = measure.partition("/")[2]
     return kind(measure) != "violation_rate" or len({run.critiqued.get(name) for run in runs}) == 1
 
@@ -418,9 +420,7 @@ def summary_of(variant: Variant, measure: str, unit: str = "share") -> Estimate 
 
     A win rate is the share of the prompts that are won, as everywhere else: its values are probabilities of winning.
     """
-    values = variant.values(measure)
-    if kind(measure) == "win_rate":
-        values = {key: win_rate([p]).value for key, p in values.items()}
+    values = won(measure, variant.values(measure))
     return estimate(values, _prior(unit, differences=False)) if values else None
 
 

@@ -32,7 +32,7 @@ from constitutional.stages.report.sweep_data import (
     units_of,
     variants,
 )
-from constitutional.stages.report.verdicts import kind, words
+from constitutional.stages.report.verdicts import words
 from constitutional.stages.summaries import Direction
 
 CURVES: Final = 6
@@ -49,22 +49,23 @@ class Unfinished(NamedTuple):
     why: str
 
 
-def verdict(found: Sources | None, best: Best | None, runs: int) -> list[str]:
+def verdict(found: Sources | None, best: Best | None, runs: int, units: Mapping[str, str]) -> list[str]:
     """What the page says first, a sentence a principle."""
     sentences, effects = list[str](), list[tuple[float, str, str]]()
     principles = [row for row in found.rows if row.principle and row.hint != CONTROL] if found else []
     for row in principles:
         clear = sorted((cell for cell in row.cells.items() if cell[1].clear), key=lambda cell: -cell[1].strength)
         prompts = max((cell.estimate.prompts for cell in row.cells.values()), default=0)
-        did = [_did(measure, effect) for measure, effect in clear[:NAMED]]
+        did = [_did(measure, effect, units[measure]) for measure, effect in clear[:NAMED]]
         effects += [(clear[0][1].strength, row.principle, did[0])] if clear else []
         did += [f"had {len(clear) - NAMED} more clear effects"] if len(clear) > NAMED else []
         nothing = f"did nothing that is clear, on {counted(prompts, 'prompt')}{f': {TOO_FEW}' if prompts < FEW else ''}"
         if row.cells and prompts >= FEW:
             measure, effect = max(row.cells.items(), key=lambda cell: cell[1].strength)
-            share = kind(measure) != "length"
+            share = units[measure] == "share"
             ends = [_signed(end, share=share) for end in (effect.estimate.value, effect.low, effect.high)]
-            nothing += f"; nearest to it: {_lower(measure)} {ends[0]} {'points' if share else 'words'} "
+            unit = "points" if share else units[measure]
+            nothing += f"; nearest to it: {' '.join(filter(None, (_lower(measure), ends[0], unit)))} "
             nothing += f"({ends[1]} to {ends[2]})"
         sentences.append(f"{row.principle} {'; '.join(did) or nothing}.")
     if found and any(row.hint == CONTROL for row in found.rows):
@@ -88,8 +89,8 @@ def verdict(found: Sources | None, best: Best | None, runs: int) -> list[str]:
     return sentences
 
 
-def _did(measure: str, effect: Effect) -> str:
-    return f"{'raised' if effect.estimate.value > 0 else 'lowered'} {_lower(measure)} by {_size(effect, measure)}"
+def _did(measure: str, effect: Effect, unit: str) -> str:
+    return f"{'raised' if effect.estimate.value > 0 else 'lowered'} {_lower(measure)} by {_size(effect, unit)}"
 
 
 def _lower(measure: str) -> str:
@@ -97,15 +98,10 @@ def _lower(measure: str) -> str:
     return text[:1].lower() + text[1:]
 
 
-def _size(effect: Effect, measure: str) -> str:
-    if kind(measure) == "length":
-        ends = [f"{abs(end):.1f}" for end in (effect.estimate.value, effect.low, effect.high)]
-        unit = "words"
-    else:
-        ends = [f"{abs(100 * end):.0f}" for end in (effect.estimate.value, effect.low, effect.high)]
-        unit = "points"
-    low, high = sorted(ends[1:], key=float)
-    return f"{ends[0]} {unit} ({low} to {high})"
+def _size(effect: Effect, unit: str) -> str:
+    ends = [abs(end) for end in (effect.estimate.value, effect.low, effect.high)]
+    size, low, high = (f"{100 * end:.0f}" if unit == "share" else f"{end:.1f}" for end in (ends[0], *sorted(ends[1:])))
+    return f"{' '.join(filter(None, (size, 'points' if unit == 'share' else unit)))} ({low} to {high})"
 
 
 def render(
@@ -134,12 +130,13 @@ def render(
     rows = ratios(many)
     points = front(meant, measured) if measured else []
     names, body = differing(runs)
+    units = units_of(runs)
     page = (
         environment()
         .get_template("sweep.j2")
         .render(
             title=f"{counted(len(runs), 'run')} compared",
-            sentences=verdict(found, best, len(runs)),
+            sentences=verdict(found, best, len(runs), units),
             runs=runs,
             variants=many,
             unfinished=unfinished,
@@ -148,12 +145,12 @@ def render(
             best=best,
             commands=[command for run in best.variant.runs if (command := command_of(run.name))] if best else [],
             wanted=wanted,
-            units=units_of(runs),
+            units=units,
             columns=columns,
             points=points,
             axes=measured,
             ratios=rows,
-            ratio_figures=list(ratio_figures(rows, wanted)) if rows else [],
+            ratio_figures=list(ratio_figures(rows, wanted, units)) if rows else [],
             conflicts=conflicts(*pulls),
             opposite=opposite(found.rows) if found else [],
             keys=names,
@@ -227,7 +224,9 @@ def front_plot(points: Sequence[charts.Place], titles: tuple[str, str]) -> Marku
     return charts.scatter(x, y, points, titles)
 
 
-def ratio_figures(rows: Sequence[RatioRow], wanted: Mapping[str, Direction]) -> Iterator[tuple[str, Markup]]:
+def ratio_figures(
+    rows: Sequence[RatioRow], wanted: Mapping[str, Direction], units: Mapping[str, str]
+) -> Iterator[tuple[str, Markup]]:
     """For the measures that move most, curves over the share of people's comparisons, and over the cost."""
     shared = set.intersection(*(set(row.measures) for row in rows))
 
@@ -247,7 +246,7 @@ def ratio_figures(rows: Sequence[RatioRow], wanted: Mapping[str, Direction]) -> 
         x = charts.SHARES if title.startswith("share") else charts.axis_for(across)
         for measure in chosen:
             ends = [end for row in rows for end in row.measures[measure]]
-            y = charts.SHARES if max(ends) <= 1 else charts.axis_for([0.0, *ends])
+            y = charts.SHARES if units[measure] == "share" else charts.axis_for([0.0, *ends])
             points = [
                 (
                     at,

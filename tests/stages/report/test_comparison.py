@@ -129,6 +129,49 @@ def test_win_rates_by_other_principles_and_by_another_labeler_are_not_compared()
     assert only_row(a, run("b", shown, SAME)).change is not None
 
 
+def test_a_labeler_that_is_asked_in_another_way_makes_another_win_rate() -> None:
+    shown = {"win_rate/base": dict.fromkeys(PROMPTS, 0.7)}
+    a, same, other = (
+        run(name, shown, SAME, label={"method": method, "max_canary_failures": failures})
+        for name, method, failures in (("a", "contrast", 0.5), ("b", "contrast", 0.9), ("c", "votes", 0.5))
+    )
+    assert only_row(a, same).change is not None
+    assert "another way" in only_row(a, other).remark
+
+
+def test_a_change_of_a_win_rate_is_of_the_prompts_that_are_won() -> None:
+    # 24 of 40 are won by a hair, then 20 by far: the mean probability rises from 0.502 to 0.74.
+    before = {prompt: 0.51 if number < 24 else 0.49 for number, prompt in enumerate(PROMPTS)}
+    after = {prompt: 0.99 if number < 20 else 0.49 for number, prompt in enumerate(PROMPTS)}
+    row = only_row(run("a", {"win_rate/base": before}, SAME), run("b", {"win_rate/base": after}, SAME))
+    assert row.change is not None
+    assert row.change.value == pytest.approx(-4 / 40)
+    tie = only_row(run("a", {"win_rate/base": before}, SAME), run("b", {"win_rate/base": after | {"p00": 0.5}}, SAME))
+    assert tie.change is not None
+    assert tie.change.value == pytest.approx(-4.5 / 40)
+
+
+def test_a_rule_that_counts_another_thing_under_its_id_is_not_compared() -> None:
+    def ruled(measure: str) -> Constitution:
+        return Constitution(name="one", principles=(Principle(id="calm", text="Stay calm.", measure=measure),))
+
+    broken, more = {"rule_broken/calm": first_of(PROMPTS, 20)}, {"rule_more/calm": dict.fromkeys(PROMPTS, 3.0)}
+    for shown, first, second in (
+        (broken, "at most 40 words", "at most 80 words"),
+        (more, "more words", "more questions"),
+    ):
+        row = only_row(run("a", shown, ruled(first)), run("b", shown, ruled(second)))
+        assert row.change is None
+        assert "another thing" in row.remark
+        assert only_row(run("a", shown, ruled(first)), run("b", shown, ruled(first))).change is not None
+    left_out = {"left_out_rule_broken/calm": first_of(PROMPTS, 30)}
+    kept = ruled("at most 40 words")
+    both = kept.model_copy(update={"principles": (*kept.principles, Principle(id="kind", text="Be kind."))})
+    row = only_row(run("a", broken, both), run("b", left_out, both.select(without=["calm"])))
+    assert row.change is not None
+    assert row.change.value == 0.25
+
+
 def test_settings_differ_by_their_dotted_names() -> None:
     a = {"name": "a", "seed": 0, "mix": {"margin": 0.2, "human": None}, "algorithm": {"kind": "dpo", "beta": 0.1}}
     b = {"name": "b", "seed": 0, "mix": {"margin": 0.1, "human": None}, "algorithm": {"kind": "ppo"}}

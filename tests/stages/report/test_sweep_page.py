@@ -26,7 +26,7 @@ from constitutional.stages.report.sweep_data import (
     sources,
     variants,
 )
-from constitutional.stages.report.sweep_page import Unfinished, render, shown_effect
+from constitutional.stages.report.sweep_page import Unfinished, ratio_figures, render, shown_effect
 from constitutional.stages.summaries import Direction
 
 TEXTS = {"calm": "Stay calm today.", "brief": "Be brief at once.", "kind": "Be kind to all."}
@@ -308,6 +308,20 @@ def test_the_win_rate_of_a_share_is_the_one_of_the_runs_scores() -> None:
     assert [row.measures["win_rate/base"][0] for row in ratios(variants(runs))] == pytest.approx([12.5 / 20] * 2)
 
 
+def test_a_mean_of_what_is_no_share_is_not_drawn_as_one() -> None:
+    lists = "list items"
+    runs = [
+        made(f"r-{share}", ALL, {}, settings={"mix.human_ratio": share})._replace(
+            scores=(Score(model="policy", measure="rule_more/brief", value=0.4, low=0, high=9, n=PROMPTS, unit=lists),),
+            values={("policy", "rule_more/brief"): {f"p{at}": share * (at % 2) for at in range(PROMPTS)}},
+        )
+        for share in (0.2, 0.4)
+    ]
+    ((_, counts), *_) = ratio_figures(ratios(variants(runs)), {}, {"rule_more/brief": lists})
+    ((_, shares), *_) = ratio_figures(ratios(variants(runs)), {}, {"rule_more/brief": "share"})
+    assert (counts.count("%</text>"), shares.count("%</text>")) == (5, 10)  # the lower axis has shares in both
+
+
 PAIR = [Comparison(prompt=Prompt.of("Why?"), a=f"A {number}", b=f"B {number}") for number in range(3)]
 
 
@@ -447,6 +461,19 @@ def test_what_a_principle_clearly_changed_is_listed_though_the_whole_is_like_the
     found = sources(variants([whole, without]))
     assert found is not None
     assert [(row.measure, row.change.clear) for row in found.changed] == [("trait_rate/x", False)]
+
+
+def test_what_is_no_share_is_told_in_its_unit() -> None:
+    runs = []
+    for name, kept, mean in (("whole", ALL, 32.0), ("without", ("brief", "kind"), 20.0)):
+        values = {f"p{number:02}": mean + (number % 2 - 0.5) for number in range(PROMPTS)}
+        score = Score(model="policy", measure="rule_more/kind", value=mean, low=0, high=99, n=PROMPTS, unit="words")
+        at = {("policy", "rule_more/kind"): values, ("base", "rule_more/kind"): values}
+        runs.append(made(name, kept, {})._replace(scores=(score,), values=at))
+    assert "calm raised count by the rule of kind by 12.0 words (" in " ".join(page(runs).split())
+    near = values | {"p00": values["p00"] + 4}  # one prompt of 40 tells nothing that is clear
+    runs[0] = runs[0]._replace(values={("policy", "rule_more/kind"): near, ("base", "rule_more/kind"): values})
+    assert "nearest to it: count by the rule of kind +0.1 words (" in " ".join(page(runs).split())
 
 
 def test_a_clear_effect_never_seems_to_end_at_nothing() -> None:
