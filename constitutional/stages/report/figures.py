@@ -477,8 +477,9 @@ def _over_optimisation(by: GoldJudge, points: Sequence[GoldPoint]) -> Figure:
         for index, point in enumerate(points)
     )
     note = (
-        f"Gold is {JUDGES[by]}, for replies that were kept during training, with 95% intervals. Proxy is the reward "
-        "that the training raised. To be comparable, both are drawn in standard deviations from their own mean over "
+        f"Gold is {JUDGES[by]}, for replies that were kept during training, with 95% intervals. Proxy is the "
+        "weighted sum of the rewards; where several are normalised first, the training raised the sum of these. To be "
+        "comparable, both are drawn in standard deviations from their own mean over "
         f"the training; the table has the numbers. The dashed line marks the highest gold score; {_since(points)}. "
         "Where the proxy rises and gold falls, the proxy is over-optimised."
     )

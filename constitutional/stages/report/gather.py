@@ -90,6 +90,8 @@ KEPT = (
     "preferences in",
     "overridden",
     "rated more than once",
+    "judged by several principles",
+    "kept:",
 )
 """Words in those counts of the stage `mix` that are not about rows left out."""
 
@@ -337,7 +339,11 @@ def left_out(view: RunView, revisions: RowStream[Revision], judgements: RowStrea
                 continue
         yield LeftOut(stage=stage, what=what, total=used + sum(dropped.values()), reasons=_counted(dropped))
     if evaluated := view.summary(summaries.EvaluateSummary):
-        reasons = {why: count for why, count in evaluated.counts.items() if why.startswith(("equal", "unreadable"))}
+        reasons = {
+            why: count
+            for why, count in evaluated.counts.items()
+            if why.startswith(("equal", "unreadable", "prompts that"))
+        }
         yield LeftOut(stage="evaluate", what="comparisons and critiques", total=None, reasons=_counted(reasons))
 
 
