@@ -251,10 +251,10 @@ def run(settings: Settings, context: StageContext) -> None:
         context.summarise(DpoSummary(pairs=0, steps=0, dropped=left_out))
         return
     preflight_folder(context.model("sft_model"))
+    fit, unfit = fitting(rows, load_tokenizer(context.model("sft_model")), settings.max_length)
     if settings.margin:
         scorer = context.model("reward_model") if settings.margin == "reward_model" else None
-        rows = with_margins(rows, settings, scorer)
-    fit, unfit = fitting(rows, load_tokenizer(context.model("sft_model")), settings.max_length)
+        fit = with_margins(fit, settings, scorer)
     kept = on_disk(fit, context.output("checkpoints/rows"))
     model, tokenizer = training.load_policy(context.model("sft_model"), settings)
     trainer = soft_dpo_trainer(model, tokenizer, kept, settings, context.output("checkpoints"), context.seed)

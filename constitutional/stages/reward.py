@@ -12,6 +12,7 @@ Scores are only defined up to a constant, so their mean and deviation on referen
 import json
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from heapq import nsmallest
+from itertools import islice
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import Field
 
 from constitutional.base.files import atomic_write
+from constitutional.base.progress import counted
 from constitutional.base.records import Message, Preference
 from constitutional.base.seeds import rng_of, seed_of
 from constitutional.base.shards import RowStream, columns_of, rows_with
@@ -33,7 +35,7 @@ from constitutional.training import processes
 from constitutional.training import trl as training
 from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import NORMALISATION, load_reward_model, raw_scores
-from constitutional.training.rows import fitting, on_disk, preference_rows
+from constitutional.training.rows import chat, fitting, on_disk, preference_rows, token_ids
 from constitutional.training.saving import read_whole, save_model
 from constitutional.training.together import PairsTogether, loss_of, together
 
@@ -190,15 +192,23 @@ def _bins(sure: Sequence[float], true: Sequence[float], count: int = 10) -> Iter
         yield CalibrationBin(predicted=fmean(p for p, _ in pairs), observed=fmean(y for _, y in pairs), n=len(pairs))
 
 
-def reference_conversations(preferences: Iterable[Preference], count: int, seed: int) -> list[tuple[Message, ...]]:
-    """At most `count` of the replies that were trained on, chosen and rejected alike, drawn by the seed."""
+Conversation = tuple[Message, ...]
+
+
+def reference_conversations(
+    preferences: Iterable[Preference], count: int, seed: int, fits: Callable[[Conversation], bool] = lambda _: True
+) -> list[Conversation]:
+    """At most `count` of the replies that were trained on, chosen and rejected alike, drawn by the seed.
+
+    More are drawn than are wanted, in the place of those that do not fit.
+    """
     train = (preference for preference in preferences if preference.split == "train")
     pairs = ((preference, text) for preference in train for text in (preference.chosen, preference.rejected))
-    drawn = nsmallest(count, pairs, key=lambda pair: rng_of(seed, "reference", pair[0].id, pair[1]).random())
-    return [_conversation(preference, text) for preference, text in drawn]
+    drawn = nsmallest(8 * count, pairs, key=lambda pair: rng_of(seed, "reference", pair[0].id, pair[1]).random())
+    return list(islice(filter(fits, (_conversation(preference, text) for preference, text in drawn)), count))
 
 
-def _conversation(preference: Preference, reply: str) -> tuple[Message, ...]:
+def _conversation(preference: Preference, reply: str) -> Conversation:
     return (*preference.prompt.messages, Message("assistant", reply))
 
 
@@ -215,14 +225,19 @@ def train_member(number: int, rows: "Dataset", settings: Settings, context: Stag
     return pairs_of(trainer)
 
 
-def measure(folder: Path, preferences: RowStream[Preference], settings: Settings, seed: int) -> RewardQuality:
+def measure(
+    folder: Path,
+    preferences: RowStream[Preference],
+    held_out: Sequence[Preference],
+    settings: Settings,
+    seed: int,
+    fits: Callable[[Conversation], bool] = lambda _: True,
+) -> RewardQuality:
     """Write the normalisation beside the members, and return `quality` on the held-out preferences.
 
-    `mean` and `deviation` are those of the first member's scores on the reference samples.
+    `mean` and `deviation` are those of the first member's scores on the reference samples, of those that fit.
     """
-    reference = reference_conversations(preferences, settings.reference_samples, seed)
-    measured_on = rows_with(preferences, Preference, "split", ["held_out"])
-    held_out = [pair for pair in measured_on if pair.chosen != pair.rejected]
+    reference = reference_conversations(preferences, settings.reference_samples, seed, fits)
     replies = [_conversation(pair, text) for pair in held_out for text in (pair.chosen, pair.rejected)]
     members: list[dict[str, float]] = []
     columns = []
@@ -279,7 +294,8 @@ def run(settings: Settings, context: StageContext) -> None:
         context.summarise(RewardSummary(pairs=0, dropped=left_out, quality=None))
         return
     preflight_folder(context.model("sft_model"))
-    fit, unfit = fitting(rows, load_tokenizer(context.model("sft_model")), settings.max_length)
+    tokenizer = load_tokenizer(context.model("sft_model"))
+    fit, unfit = fitting(rows, tokenizer, settings.max_length)
     kept = on_disk(fit, context.output("checkpoints/rows"))
     folder = context.output("reward_model")
     missing = [number for number in range(settings.members) if not (folder / str(number)).exists()]
@@ -291,7 +307,20 @@ def run(settings: Settings, context: StageContext) -> None:
     pairs = counts[0] if counts else _kept_by_trainer(kept, settings, context)
     if not processes.is_main():
         return
-    measured = measure(folder, preferences, settings, context.seed)
+
+    def fits(conversation: Conversation) -> bool:
+        """What is longer than anything that was trained on is scored by chance, or beyond the last known position."""
+        return len(token_ids(tokenizer, chat(conversation))) <= settings.max_length
+
+    measured_on = rows_with(preferences, Preference, "split", ["held_out"])
+    held_out = [pair for pair in measured_on if pair.chosen != pair.rejected]
+    read = [pair for pair in held_out if all(fits(_conversation(pair, text)) for text in (pair.chosen, pair.rejected))]
+    if unread := len(held_out) - len(read):
+        context.warn(
+            f"{counted(unread, 'held-out preference')} of {len(held_out)} are not measured on, as a conversation has "
+            f"more than reward.max_length={settings.max_length} tokens"
+        )
+    measured = measure(folder, preferences, read, settings, context.seed, fits)
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - pairs}
     context.summarise(RewardSummary(pairs=pairs, dropped=dropped, quality=measured))
 

@@ -235,7 +235,7 @@ def test_an_ensemble_is_measured_as_it_is_used(tmp_path: Path, monkeypatch: pyte
     )
     reference = [preference(number).model_copy(update={"rejected": f"Yes, {number}."}) for number in range(2)]
     held_out = preference(5, 0.8, split="held_out").model_copy(update={"chosen": "A", "rejected": "B"})
-    found = measure(tmp_path, [*reference, held_out], QUICK.model_copy(update={"members": 2}), seed=0)
+    found = measure(tmp_path, reference, [held_out], QUICK.model_copy(update={"members": 2}), seed=0)
 
     # About means of 10 and 1 with deviations of 10 and 1: chosen (0 + 0.6) / 2, rejected (0.4 - 0.6) / 2.
     assert found.accuracy["all"].value == 1.0
@@ -254,7 +254,7 @@ def test_a_member_that_scores_everything_alike_does_not_end_the_measuring(
 ) -> None:
     monkeypatch.setattr(reward, "load_reward_model", lambda folder: (folder, None))
     monkeypatch.setattr(reward, "raw_scores", lambda _model, _tokenizer, given: [0.5] * len(given))
-    found = measure(tmp_path, [*MANY, *HELD_OUT], QUICK, seed=0)
+    found = measure(tmp_path, MANY, HELD_OUT, QUICK, seed=0)
     assert found.deviation == 0.0
     # Of the eight held out, people's four are of a source that nothing was trained on.
     assert values(found) == {"all": (0.0, 8), "ai": (0.0, 4), "human": (0.0, 4)}
@@ -291,6 +291,29 @@ def test_the_reference_is_not_of_held_out_replies() -> None:
     assert len(drawn) == 32  # 16 pairs
     assert {each[0].content for each in drawn} == {each.prompt.messages[0].content for each in MANY}
     assert reference_conversations(MANY, 5, seed=0) == reference_conversations(MANY[::-1], 5, seed=0)
+
+
+def test_what_is_longer_than_the_training_allows_is_neither_a_reference_nor_measured_on(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sft_model = tiny_model(models, "llama")
+    long = " ".join(["word"] * 200)
+    given = [*MANY, *HELD_OUT, preference(90).model_copy(update={"rejected": long})]
+    given += [preference(91, split="held_out").model_copy(update={"chosen": long})]
+    scored: list[str] = []
+    whole = reward.raw_scores
+
+    def noted(model: Any, tokenizer: Any, given: list[tuple[Message, ...]]) -> list[float]:  # noqa: ANN401
+        scored.extend(each[-1].content for each in given)
+        return whole(model, tokenizer, given)
+
+    monkeypatch.setattr(reward, "raw_scores", noted)
+    context = OneStage(tmp_path, {"sft_model": sft_model}, {"preferences": given})
+    run(QUICK.model_copy(update={"max_length": 64}), context)
+    assert len(scored) == 32 + 1 + 2 * 8  # the short reply of the pair that is too long to train on is one
+    assert long not in scored
+    (said,) = context.warnings
+    assert "1 held-out preference of 9" in said
 
 
 @pytest.mark.parametrize("family", FAMILIES)
