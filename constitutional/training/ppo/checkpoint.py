@@ -117,7 +117,7 @@ def remove_checkpoint(folder: Path) -> None:
 
 def keep_lines(path: Path, step: int) -> None:
     """Take back the lines of later steps than a checkpoint's, which will be made again."""
-    lines = path.read_text(encoding="utf-8").split("\n") if path.exists() else []  # texts hold other ends of lines
-    # A line that a kill cut off is the last one, and of a later step than any checkpoint's.
-    whole = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-    atomic_write(path, "".join(f"{line}\n" for line in whole).encode())
+    # Texts hold other ends of lines. What follows the last is a line that a kill cut off, perhaps within a character,
+    # and is of a later step than any checkpoint's.
+    lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    atomic_write(path, b"".join(line + b"\n" for line in lines if json.loads(line)["step"] <= step))

@@ -435,7 +435,7 @@ def make_rollout(
         values=values,
         entropies=stack(episode.entropies for episode in episodes),
         rewards=numbers,
-        gold=[episode.gold for episode in episodes if episode.gold is not None],
+        gold=[episode.gold for episode in episodes if episode.gold is not None and not math.isnan(episode.gold)],
         scores=scores,
         advantages=advantages,
         returns=returns,

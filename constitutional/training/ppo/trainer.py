@@ -414,8 +414,8 @@ class PPOTrainer:
 
         apart = {*TECHNICAL, "multi_objective_aggregation"}
         settings = {name: value for name, value in self.args.model_dump().items() if name not in apart}
-        others: dict[str, Any] = {"normalised rewards": True} if self.rewards.normalise else {}
-        others |= {
+        others: dict[str, Any] = {
+            "normalised rewards": self.rewards.normalise or None,  # as checkpoints without it have it
             "mini_batch_size": self.learner.mini_batch_size,
             "rewards": self.rewards.names,
             "reward_models": [[model.mean, model.deviation] for model in self.rewards.models],

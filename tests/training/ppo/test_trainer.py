@@ -252,6 +252,30 @@ def test_a_training_is_not_continued_with_another_critic_or_other_supervised_exa
     assert trained(model, tmp_path, resume=True, changes=changes, **same).history == []  # it was finished
 
 
+def test_a_training_is_not_continued_with_rewards_that_are_added_in_another_way(model: Path, tmp_path: Path) -> None:
+    def odd(prompts: Any, completions: Any, completion_ids: Any) -> Sequence[float | None]:  # noqa: ANN401
+        return [1.0 - (mark or 0.0) for mark in even(prompts, completions, completion_ids)]
+
+    ways = ("normalize_then_sum", "sum_then_normalize")
+    for first, then in (ways, ways[::-1]):
+        trained(model, tmp_path / first, reward_funcs=[even, odd], changes={"multi_objective_aggregation": first})
+        with pytest.raises(ConfigurationError, match="another training: normalised rewards was"):
+            trained(
+                model,
+                tmp_path / first,
+                resume=True,
+                reward_funcs=[even, odd],
+                changes={"multi_objective_aggregation": then},
+            )
+
+
+def test_the_mean_of_gold_is_of_the_replies_that_have_one(model: Path, tmp_path: Path) -> None:
+    def some(completions: Any, **_: Any) -> list[float | None]:  # noqa: ANN401
+        return [None, *(3.0 for _ in completions[1:])]
+
+    assert [line["gold"] for line in trained(model, tmp_path, gold_fn=some).history] == [3.0]
+
+
 def test_rewards_are_weighted_and_logged_apart_and_none_is_left_out(model: Path, tmp_path: Path) -> None:
     seen: list[Any] = []
 
