@@ -293,7 +293,11 @@ def _scored(model: Any, ids: "torch.Tensor", mask: "torch.Tensor") -> "torch.Ten
         scores: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, 0]
         return scores.float()
     states = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    last = states[torch.arange(len(ids), device=ids.device), mask.sum(1) - 1]
+    at = mask.sum(1) - 1
+    if (pad := model.config.get_text_config().pad_token_id) is not None:
+        # As without autocast, where a text that ends with the pad token is read before it.
+        at = (torch.arange(ids.shape[1], device=ids.device) * (ids != pad)).argmax(-1)
+    last = states[torch.arange(len(ids), device=ids.device), at]
     numbers: Any = {name: weight.float() for name, weight in head.named_parameters()}
     with torch.autocast(ids.device.type, enabled=False):
         return torch.nn.functional.linear(last.float(), **numbers)[:, 0]

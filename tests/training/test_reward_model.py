@@ -202,6 +202,21 @@ def test_a_reward_model_without_a_pad_token_scores_as_if_alone(tmp_path: Path) -
     assert raw_scores(model, tokenizer, CONVERSATIONS) == pytest.approx(expected, abs=1e-6)
 
 
+def test_a_text_that_ends_with_the_pad_token_is_read_before_it_under_autocast_too(tmp_path: Path) -> None:
+    model, tokenizer = load_reward_model(others(tmp_path))
+    tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    model.score.weight.data *= 100  # so that rounding is small beside what two places differ by
+    exact = raw_scores(model, tokenizer, CONVERSATIONS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = raw_scores(model, tokenizer, CONVERSATIONS)
+    model.config.pad_token_id = -1  # so that the last token of all is read
+    last = [raw_scores(model, tokenizer, [one])[0] for one in CONVERSATIONS]
+    off = max(abs(a - b) for a, b in zip(exact, rounded, strict=True))
+    assert off < 0.2 * min(abs(a - b) for a, b in zip(exact, last, strict=True))
+
+
 def test_a_reward_model_without_a_chat_template_is_refused(tmp_path: Path) -> None:
     folder = others(tmp_path, chat_template=None)
     for check in (load_reward_model, check_reward_model, gold):
