@@ -29,7 +29,6 @@ _NO_TEXT = {
 }
 """What some files begin with that hold text and are none, and what to do."""
 _COMMENT = re.compile(r"\s*#(?!\d+(?::|\s+[^\W\d]))")
-"""What a line of a plain file begins with that is none of its principles; `#1 rule:` is no comment."""
 _BETWEEN_ITEMS = " \t\r\n,"
 _ID_WORDS = 6
 _ID_LENGTH = 48
@@ -56,7 +55,7 @@ def read_principles(path: Path) -> list[str]:
         entries = ((block.line, block.text) for block in read_markdown(content).principles)
     else:
         lines = enumerate(content.split("\n"), start=1)
-        written = ((number, line) for number, line in lines if line.strip() and not _COMMENT.match(line))
+        written = ((number, line) for number, line in lines if line.strip() and not is_comment(line))
         entries = ((number, ITEM_MARK.sub("", line)) for number, line in written)
     try:
         principles = [_checked(value, path, number) for number, value in entries]
@@ -90,6 +89,11 @@ def read_text(path: Path) -> str:
 def unpacked(path: Path) -> Path:
     """The name without the ending of its compression, by which its format is told."""
     return path.with_suffix("") if path.suffix.lower() in PACKED_ENDINGS else path
+
+
+def is_comment(line: str) -> bool:
+    """Whether a line of a plain file is none of its principles: it begins with `#`, but not as `#1 rule:` does."""
+    return bool(_COMMENT.match(line))
 
 
 def slug(text: str) -> str:

@@ -260,6 +260,45 @@ def test_items_that_finish_the_sentence_above_their_list_are_read_with_it(tmp_pa
     ]
 
 
+@pytest.mark.parametrize(
+    ("above", "words"),
+    [
+        ("# Rules\n\n## Never\n", "Never"),
+        ("# Rules\n\n## Never do these things:\n", "Never do these things"),
+        ("# Rules\n\n## Do not\n", "Do not"),
+        ("# Rules\n\n## Don'ts\n", "Don'ts"),
+        ("# Rules\n\n## Avoid flattery\n", "Avoid flattery"),
+        ("# Rules\n\n## Never\n\n### Privacy\n", "Never"),
+        ("# What the assistant must never do\n", "What the assistant must never do"),
+        ("# Rules\n\n## Limits\n\n**Never**\n", "Never"),
+    ],
+)
+def test_items_below_a_heading_that_forbids_are_read_with_it(tmp_path: Path, above: str, words: str) -> None:
+    found = texts(tmp_path, f"{above}\n- Reveal private data;\n- Insult the user.\n- Never lie.\n", "x.md")
+    # Who repeats the command in the item means no double negation; ids are of the item's own words.
+    last = "Never: Never lie." if "**" in above else "Never lie."
+    assert found == {
+        "reveal_private_data": f"{words}: Reveal private data",
+        "insult_the_user": f"{words}: Insult the user.",
+        "never_lie": last,
+    }
+
+
+def test_headings_and_paragraphs_below_a_heading_that_forbids_are_read_with_it(tmp_path: Path) -> None:
+    headings = "# Rules\n\n## Never\n\n### Flatter\n\nNot even a little.\n\n## Style\n\n### Be brief\n\n- Few words.\n"
+    assert list(texts(tmp_path, headings, "x.md").values()) == ["Never: Flatter: Not even a little.", "Few words."]
+    paragraphs = "# Never\n\nReveal private data.\n\nInsult the user.\n"
+    assert list(texts(tmp_path, paragraphs, "x.md").values()) == [
+        "Never: Reveal private data.",
+        "Never: Insult the user.",
+    ]
+
+
+@pytest.mark.parametrize("heading", ["Style", "Dos and don'ts", "Should it be warm?", "Notes"])
+def test_items_below_a_heading_that_is_no_command_stay_as_they_are(tmp_path: Path, heading: str) -> None:
+    assert list(texts(tmp_path, f"# Rules\n\n## {heading}\n\n- Be kind.\n", "x.md").values()) == ["Be kind."]
+
+
 def test_what_stands_before_a_sentence_that_items_finish_stays(tmp_path: Path) -> None:
     rules = "Honesty matters most to us. It is *rare*. You must never:\n\n- lie\n- flatter\n"
     path = write(tmp_path, f"# Rules\n\n## Honesty\n\n{rules}", "x.md")
