@@ -52,7 +52,8 @@ LONG_WORDS = 2_000
 LONG_MEAN = 120
 """A Markdown file of more words, and of more words a principle, is read sentence by sentence: nobody weighs a page."""
 _JSON_START = re.compile(r"\s*(?:[\[{]\s*[\[{\"\]}]|\"(?:[^\"\\\n]|\\.)*\"\s*\Z)")
-_OURS_START = re.compile(r"^principles[ \t]*:", re.MULTILINE)
+_OURS_START = re.compile(r"^principles[ \t]*:[ \t]*(?:[\[#].*)?\r?$", re.MULTILINE)
+"""Words behind the colon would be prose that is wrapped."""
 _LIST_ITEM = re.compile(rf"^ {{0,3}}(?:[-*+{BULLETS}]|\d{{1,9}}[.)]|\(\d{{1,9}}\)|\(?[a-z]\))[ \t]+\S")
 
 
@@ -245,9 +246,11 @@ def _checked(
         constitution = Constitution.model_validate(values)
     except ValidationError as error:
         # What concerns no place is the repeated ids again; principles that are all bad count as too few as well.
-        known = {"too_short"} if values.get("principles") else frozenset[str]()
+        known = {("principles",)} if values.get("principles") else set[tuple[str]]()
         problems += [
-            problem_of(details) for details in error.errors() if details["loc"] and details["type"] not in known
+            problem_of(details)
+            for details in error.errors()
+            if details["loc"] and not (details["type"] == "too_short" and details["loc"] in known)
         ]
     if problems:
         return ReadConstitution(None, sorted(problems, key=lambda problem: problem.line or 0), {}, asides)

@@ -154,3 +154,13 @@ def test_a_line_that_forbids_nothing_directly_below_it_is_refused(tmp_path: Path
 def test_a_rule_that_begins_with_its_number_is_no_comment_and_no_title() -> None:
     found = read_list("# Our rules\n#1 rule: never lie\nBe brief.\nBe kind.\n")
     assert [entry.values["text"] for entry in found.entries] == ["#1 rule: never lie", "Be brief.", "Be kind."]
+
+
+def test_a_wrapped_line_that_begins_with_principles_is_no_yaml(tmp_path: Path) -> None:
+    assert texts("The assistant should follow all of these\nprinciples: honesty, care.\nNever lie.\n", tmp_path) == [
+        "The assistant should follow all of these",
+        "principles: honesty, care.",
+        "Never lie.",
+    ]
+    assert texts("principles: [Be brief., Be kind.]\n", tmp_path) == ["Be brief.", "Be kind."]
+    assert texts("principles:  # ours\r\n- Be brief.\r\n", tmp_path) == ["Be brief."]
