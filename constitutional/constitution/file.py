@@ -19,7 +19,6 @@ from constitutional.base.shipped import shipped
 from constitutional.constitution.constitution import (
     ID,
     MOST_CHARACTERS,
-    MOST_ID_CHARACTERS,
     MOST_PRINCIPLES,
     Constitution,
     Example,
@@ -37,9 +36,9 @@ from constitutional.constitution.plain_text import is_prose, read_list
 from constitutional.constitution.principle_file import (
     MARKDOWN_ENDINGS,
     YAML_ENDINGS,
+    as_id,
     ids_of,
     read_text,
-    slug,
     unpacked,
 )
 from constitutional.constitution.priorities import circle_in
@@ -185,7 +184,7 @@ def check_prose(path: Path) -> str:
 def foreign_constitution(foreign: Foreign, path: Path) -> ReadConstitution:
     """The constitution that a file in another format holds, checked as ours is."""
     rows = [(entry, entry.values.get("id")) for entry in foreign.entries]
-    own_ids = [None if own is None else _as_id(str(own)) for _, own in rows]
+    own_ids = [None if own is None else as_id(str(own)) for _, own in rows]
     texts = [str(entry.values.get("text", "")) for entry, _ in rows]
     names = [entry.name or text for (entry, _), text in zip(rows, texts, strict=True)]
     ids = ids_of(list(zip(own_ids, names, texts, strict=True)))
@@ -214,7 +213,7 @@ def _from_markdown(prose: Prose, path: Path) -> ReadConstitution:
     if not passages:
         problem = "holds no principle; write them as a list ('- Be brief.') or as headings ('## Be brief')"
         return ReadConstitution(None, [Problem(1, problem)], {}, prose.asides)
-    own_ids = [None if passage.own_id is None else _as_id(passage.own_id) for passage in passages]
+    own_ids = [None if passage.own_id is None else as_id(passage.own_id) for passage in passages]
     ids = ids_of([(own, passage.name, passage.text) for own, passage in zip(own_ids, passages, strict=True)])
     problems = _repeated((own, passage.line) for own, passage in zip(own_ids, passages, strict=True) if own is not None)
     entries = [
@@ -255,11 +254,6 @@ def _checked(
     if problems:
         return ReadConstitution(None, sorted(problems, key=lambda problem: problem.line or 0), {}, asides)
     return ReadConstitution(constitution, [], lines, asides)
-
-
-def _as_id(written: str) -> str:
-    """An id that prose holds: as it is written where it is an id, else in the letters of an id (`2.1` is `p_2_1`)."""
-    return written if len(written) <= MOST_ID_CHARACTERS and re.match(ID, written) else slug(written)
 
 
 def _line_problem(details: ErrorDetails, ids: Sequence[str], lines: Sequence[int]) -> Problem:

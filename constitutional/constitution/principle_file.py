@@ -13,6 +13,7 @@ from pathlib import Path
 
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import BadTextError, check_characters, reading, strict_decoder
+from constitutional.constitution.constitution import ID, MOST_ID_CHARACTERS
 from constitutional.constitution.markdown import read_markdown
 from constitutional.constitution.prose import ITEM_MARK
 from constitutional.constitution.yaml import read_yaml
@@ -94,6 +95,11 @@ def unpacked(path: Path) -> Path:
 def is_comment(line: str) -> bool:
     """Whether a line of a plain file is none of its principles: it begins with `#`, but not as `#1 rule:` does."""
     return bool(_COMMENT.match(line))
+
+
+def as_id(written: str) -> str:
+    """An id of another format: as it is written where it is an id, else in the letters of an id (`2.1` is `p_2_1`)."""
+    return written if len(written) <= MOST_ID_CHARACTERS and re.match(ID, written) else slug(written)
 
 
 def slug(text: str) -> str:
