@@ -14,7 +14,7 @@ from pathlib import Path
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import BadTextError, check_characters, reading, strict_decoder
 from constitutional.constitution.constitution import ID, MOST_ID_CHARACTERS
-from constitutional.constitution.markdown import read_markdown
+from constitutional.constitution.markdown import forbids_below, read_markdown
 from constitutional.constitution.prose import ITEM_MARK
 from constitutional.constitution.yaml import read_yaml
 
@@ -56,8 +56,10 @@ def read_principles(path: Path) -> list[str]:
         entries = ((block.line, block.text) for block in read_markdown(content).principles)
     else:
         lines = enumerate(content.split("\n"), start=1)
-        written = ((number, line) for number, line in lines if line.strip() and not is_comment(line))
-        entries = ((number, ITEM_MARK.sub("", line)) for number, line in written)
+        written = [(number, ITEM_MARK.sub("", line)) for number, line in lines if line.strip() and not is_comment(line)]
+        if number := next((number for number, line in written if forbids_below(line.strip())), None):
+            raise InputError(path, "forbids nothing by itself; write its words in each of the lines below it", number)
+        entries = written
     try:
         principles = [_checked(value, path, number) for number, value in entries]
     except RecursionError as error:
