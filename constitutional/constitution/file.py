@@ -27,7 +27,7 @@ from constitutional.constitution.constitution import (
     circle_message,
     nearest,
 )
-from constitutional.constitution.families import EXPECTED, is_ours, of_node, table_of
+from constitutional.constitution.families import EXPECTED, is_ours, of_node, table_of, whole_of_ours
 from constitutional.constitution.foreign import Foreign
 from constitutional.constitution.json_nodes import read_json
 from constitutional.constitution.markdown import BULLETS, Prose, ProseBlock, read_markdown
@@ -116,6 +116,8 @@ class ReadConstitution(NamedTuple):
     """What other people's format the file is in; empty for our YAML and for Markdown."""
     left_out: Sequence[Problem] = ()
     """What of another format our schema has no place for."""
+    is_ours: bool = False
+    """Whether it is in our own schema, with `principles:`."""
 
 
 def read_constitution(path: Path) -> ReadConstitution:
@@ -270,6 +272,9 @@ def _line_problem(details: ErrorDetails, ids: Sequence[str], lines: Sequence[int
 
 def _from_nodes(root: Node, problems: list[Problem], content: str, path: Path) -> ReadConstitution:
     """Our own schema, or what another one is recognised as."""
+    if whole := whole_of_ours(root):
+        read = _from_nodes(whole, problems, content, path)
+        return read._replace(family="a list in our own schema", is_ours=False)
     a_text = isinstance(root.value, str) and unpacked(path).suffix.lower() in YAML_ENDINGS
     if not is_ours(root) and not a_text and (foreign := of_node(root)):
         return foreign_constitution(foreign._replace(problems=[*problems, *foreign.problems]), path)
@@ -293,7 +298,7 @@ def _from_nodes(root: Node, problems: list[Problem], content: str, path: Path) -
     if nodes:
         made["principles"] = [_entry(node, name) for node, name in zip(nodes, ids, strict=True)]
     lines = dict(zip(ids, (node.line for node in nodes), strict=True))
-    return _checked(made, problems, lambda details: _problem(details, root), lines, [])
+    return _checked(made, problems, lambda details: _problem(details, root), lines, [])._replace(is_ours=True)
 
 
 def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:
