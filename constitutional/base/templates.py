@@ -15,7 +15,7 @@ import re
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, get_args
 
 from jinja2 import (
     BaseLoader,
@@ -33,6 +33,7 @@ from jinja2 import (
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from constitutional.base.errors import ConfigurationError, InputError, UsageError
+from constitutional.base.message import Role
 from constitutional.base.shipped import shipped
 from constitutional.base.text import canonical
 
@@ -232,7 +233,7 @@ def _environment(loader: BaseLoader) -> Environment:
 
 def _holes(name: str) -> dict[str, Value]:
     """Values for a dry rendering; the conversation has a message of each role."""
-    conversation = [{"role": role, "content": _HOLE} for role in ("system", "user", "assistant")]
+    conversation = [{"role": role, "content": _HOLE} for role in get_args(Role)]
     return {variable: conversation if variable == "conversation" else _HOLE for variable in VARIABLES[name]}
 
 

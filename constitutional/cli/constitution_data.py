@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 from constitutional.base.errors import InputError, UsageError
 from constitutional.base.files import atomic_write
 from constitutional.base.progress import counted
-from constitutional.cli.import_command import asides_of, yaml_of
+from constitutional.cli.import_command import asides_of, format_of, yaml_of
 from constitutional.constitution.file import ReadConstitution, read_constitution
 from constitutional.constitution.principle_file import MARKDOWN_ENDINGS, YAML_ENDINGS, read_text, unpacked
 from constitutional.constitution.prose import binds
@@ -45,7 +45,6 @@ _MOST_DOUBTFUL: Final = 1000
 _LEAST_BINDING: Final = 0.15
 """Share of sentences that bind in prose that is a constitution."""
 _ITEM: Final = re.compile(r"^ {0,3}(?:[-*+•]|\d{1,9}[.)]|\(\d{1,9}\))[ \t]+\S", re.MULTILINE)
-_OURS: Final = re.compile(r"^principles[ \t]*:|\"principles\"\s*:", re.MULTILINE)
 _PARAGRAPH_END: Final = re.compile(r"\S[ \t]*\n[ \t]*\n")
 _SENTENCE_END: Final = re.compile(r"[.!?][\"”’)]*(?:\s|\Z)")
 
@@ -97,7 +96,7 @@ def _told_apart(read: ReadConstitution, row: object, file: DataFile, path: Path)
     by_name = isinstance(row, dict) and any(
         str(key).lower() in _OF_PRINCIPLES or (not column and str(key).isdecimal()) for key in row
     )
-    certain = by_name or read.family not in _UNSURE or _is_ours(read, path)
+    certain = by_name or read.family not in _UNSURE or read.is_ours
     if certain:
         return ReadAsPrinciples(_without_mistakes(read, path), True, False)
     text = row.get(column) if isinstance(row, dict) and column else row
@@ -153,10 +152,6 @@ def _prompt_column(file: DataFile, row: object) -> str | None:
     return form.columns["prompt"] if isinstance(row, dict) else ""
 
 
-def _is_ours(read: ReadConstitution, path: Path) -> bool:
-    return not read.family and bool(_OURS.search(read_text(path)))
-
-
 def _of_prose(read: ReadConstitution, path: Path) -> ReadAsPrinciples:
     """A text of paragraphs or pages, of which enough sentences bind, is a constitution; prompts stand one a line."""
     content = read_text(path).replace("\r\n", "\n")
@@ -185,14 +180,13 @@ def constitution_reading(file: DataFile, principles: ReadAsPrinciples, to: Path 
                 f"{to}: {path} is a constitution, which is written as YAML; type --to {to.with_suffix('.yaml')}"
             )
         atomic_write(to, yaml_of(read, path)[0].encode())
-    own = "our own schema" if unpacked(path).suffix.lower() in YAML_ENDINGS or _is_ours(read, path) else "Markdown"
     left_out = [*read.left_out, *asides_of(read.asides)]
     warnings = [f"not carried over, line {note.line}: {note.text}" for note in left_out]
     if principles.could_be_other:
         warnings.append(f"the texts could be prompts, too: prompts.files=[{path}] has them read so")
     count = len(read.constitution.principles)
     return DataReading(
-        format=read.family or own,
+        format=format_of(read),
         kind="constitution",
         principles=count,
         warnings=tuple(warnings),

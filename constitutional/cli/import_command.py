@@ -94,11 +94,16 @@ def yaml_of(read: "ReadConstitution", file: Path) -> tuple[str, list[str]]:
     from constitutional.constitution.writing import imported_yaml, remarks_of
 
     assert read.constitution is not None, "it has no mistakes"
-    ours = unpacked(file).suffix.lower() in YAML_ENDINGS and not read.family
-    what = read.family or ("our own YAML, kept as it is" if ours else "Markdown")
+    kept = unpacked(file).suffix.lower() in YAML_ENDINGS and read.is_ours
+    what = "our own YAML, kept as it is" if kept else format_of(read)
     left_out = [*read.left_out, *asides_of(read.asides)]
     remarks = remarks_of(file.name, what, counted(len(read.constitution.principles), "principle"), left_out)
-    return read_text(file) if ours else imported_yaml(read.constitution, remarks), remarks
+    return read_text(file) if kept else imported_yaml(read.constitution, remarks), remarks
+
+
+def format_of(read: "ReadConstitution") -> str:
+    """What a constitution's file was read as."""
+    return read.family or ("our own schema" if read.is_ours else "Markdown")
 
 
 def asides_of(asides: "Sequence[ProseBlock]") -> "list[Problem]":

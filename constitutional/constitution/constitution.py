@@ -232,9 +232,14 @@ class Constitution(Frozen):
     def digest_for(self, purpose: Purpose) -> str:
         """SHA-256 of all that revising drafts, or comparing responses, depends on: no other edit makes it anew."""
         content: list[object] = []
+        used = {principle.id for principle in self.principles if purpose in principle.uses}
+        reached = within({principle.id: principle.overrides for principle in self.principles}, used)
         for principle in self.principles:
             if purpose in principle.uses and purpose == "comparison":
-                overrides = [list(principle.overrides)] if principle.overrides else []
+                # Priorities through principles that compare nothing are told by where they lead.
+                direct = set(principle.overrides) & used == set(reached[principle.id])
+                below = list(principle.overrides) if direct else sorted(reached[principle.id])
+                overrides = [below] if below else []
                 measure = [f"measure: {principle.measure}"] if principle.measure else []
                 content.append([principle.id, principle.words("comparison"), principle.weight, *overrides, *measure])
             elif purpose in principle.uses:

@@ -8,7 +8,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, Final
@@ -36,6 +36,20 @@ _WHY: Final = ("why", "reason", "reasoning", "rationale")
 _OPPOSITE: Final = ("opposite", "negative_definition")
 """SALMON's negative definition asks for the contrary, as `opposite` does."""
 _TAGS: Final = ("category", "theme", "topic", "tags")
+_CELLS: Final = (
+    ("why", _WHY),
+    ("tags", _TAGS),
+    ("opposite", _OPPOSITE),
+    *((use, (use,)) for use in ("critique", "revision", "comparison")),
+)
+"""Fields that a table has in columns, and what those are called."""
+_ABOUT: Final = {
+    "name": ("name", "title"),
+    "version": ("version",),
+    "description": ("description", "summary", "overview"),
+    "authors": ("authors",),
+}
+"""What our schema calls texts about the whole constitution, and others do."""
 _LISTS: Final = "principles constitution rules criteria statements items traits data values".split()
 """Keys of a mapping under which the principles stand."""
 _NUMBERED = re.compile(r"(?:\A|(?<=\n))[ \t]*\(?\d{1,9}[.):][ \t]+")
@@ -44,7 +58,12 @@ _CONVERSATION = re.compile(r"\A\s*Consider the following conversation[^\n]*\n\s*
 """What Bai et al. 2022 write around a principle for comparison."""
 _EIGENBENCH = re.compile(r"\ACriterion\s+(\d+)\s+for\s+(.+?)\s*:\s*(.+)\Z", re.DOTALL | re.IGNORECASE)
 
-NOT_ASKED: Final = {
+_ONLY_OURS: Final = frozenset({"measure", "uses", "overrides", "as_written", "source", "given"})
+"""Fields of a principle that no other format has."""
+_NOT_READ: Final = dict.fromkeys(
+    Principle.model_fields, "it is read only from principles in our own schema, without other keys"
+)
+NOT_ASKED: Final = _NOT_READ | {
     "questions": "prompts without replies, and an example needs two replies",
     "additional_questions": "prompts without replies, and an example needs two replies",
     "scenarios": "prompts without replies, and an example needs two replies",
@@ -74,6 +93,20 @@ def is_ours(root: Node) -> bool:
     return not mappings or any("text" in keys or not others & keys.keys() for keys in mappings)
 
 
+def whole_of_ours(root: Node) -> Node | None:
+    """A constitution of principles in our own schema that stand alone, as a list or in one line; None for others."""
+    items = root.value if isinstance(root.value, list) else [root]
+    mappings = [item.value for item in items if isinstance(item.value, dict)]
+    ours = Principle.model_fields.keys()
+    if not all("text" in keys and keys.keys() <= ours for keys in mappings):
+        return None
+    return (
+        Node(root.line, {"principles": Node(root.line, items)})
+        if any(_ONLY_OURS & {*keys} for keys in mappings)
+        else None
+    )
+
+
 # Lists
 
 
@@ -86,13 +119,14 @@ def _of_list(items: Sequence[Node]) -> Foreign | None:
         return _of_texts(items, texts)
     if not mappings:
         return None
-    return _of_mappings(items, Counter(key for mapping in mappings for key in mapping))
+    keys = Counter(key for mapping in mappings for key in _said(mapping))
+    return _of_mappings(items, keys or Counter(key for mapping in mappings for key in mapping))
 
 
 def _of_mappings(items: Sequence[Node], keys: Mapping[str, int]) -> Foreign | None:
     if "dimension" in keys and "definition" in keys:
         return _entries("SALMON", items, ("definition",), _salmon)
-    if _first(_CRITIQUE, keys) and _first(_REVISION, keys):
+    if _first(_CRITIQUE, keys) and _first(_REVISION, keys) and "text" not in keys:
         return _pairs("critique and revision pairs", items)
     if "trait" in keys:
         return _entries("Open Character Training", items, ("trait",))
@@ -162,17 +196,24 @@ def _entries(
             continue
         entry = _entry(item, item.value, text_fields, fields)
         particular(entry.values, item.value, fields)
+        entries.append(entry)
+    drawn = list(_drawn(entries, left_out))
+    return Foreign(family, drawn, [*left_out, *fields.notes(NOT_ASKED)], fields.problems)
+
+
+def _drawn(entries: Iterable[Entry], left_out: list[Problem]) -> Iterator[Entry]:
+    """The entries that have no weight of 0; the others are said to be left out."""
+    for entry in entries:
         if entry.values.get("weight") == 0:
-            left_out.append(
-                Problem(item.line, f'"{shown(entry.values["text"])}": its weight is 0, so nothing draws it')
-            )
+            text = shown(entry.values["text"])
+            left_out.append(Problem(entry.line, f'"{text}": its weight is 0, so nothing draws it'))
         else:
-            entries.append(entry)
-    return Foreign(family, entries, [*left_out, *fields.notes(NOT_ASKED)], fields.problems)
+            yield entry
 
 
 def _entry(item: Node, mapping: Mapping[str, Node], text_fields: Sequence[str], fields: Fields) -> Entry:
     """A principle of the fields that many formats call alike."""
+    mapping = _said(mapping)
     field = _first(text_fields, mapping) or text_fields[0]
     text = fields.text(mapping.get(field, Node(item.line, None)), f"'{field}'")
     values: dict[str, Any] = {"text": text}
@@ -194,7 +235,7 @@ def _entry(item: Node, mapping: Mapping[str, Node], text_fields: Sequence[str], 
         if name in mapping:
             values[name] = _python(mapping[name])
     name_key = _first(_ID, mapping)
-    name = str(mapping[name_key].value).strip() if name_key and name_key != field else ""
+    name = _as_written(mapping[name_key]) if name_key and name_key != field else ""
     if name_key in ("id", "key", "principle_id") and name:
         values["id"] = name
     fields.ignore(mapping, [*known, *([name_key] if name_key else [])])
@@ -203,6 +244,16 @@ def _entry(item: Node, mapping: Mapping[str, Node], text_fields: Sequence[str], 
 
 def _first(names: Sequence[str], keys: Any) -> str:  # noqa: ANN401 - whatever holds keys
     return next((name for name in names if name in keys), "")
+
+
+def _said(mapping: Mapping[str, Node]) -> dict[str, Node]:
+    """The keys that have a value."""
+    return {key: node for key, node in mapping.items() if node.value is not None}
+
+
+def _as_written(node: Node) -> str:
+    """A single value as it stands in the file: the id `1` is no `1.0`."""
+    return node.value.strip() if isinstance(node.value, str) else node.written
 
 
 def _texts(node: Node) -> Iterator[str]:
@@ -249,7 +300,8 @@ def _of_mapping(mapping: Mapping[str, Node]) -> Foreign | None:
             return read(mapping)
     if "criteria" in mapping or "schema_version" in mapping:
         return _constitutional_evals(mapping)
-    if "trait" in mapping:  # a file of one line
+    known = {*Principle.model_fields, *_ID, *_WHY, *_TAGS, *_OPPOSITE}
+    if "trait" in mapping or ("text" in mapping and mapping.keys() <= known):  # a file of one line
         return _of_list([Node(next(iter(mapping.values())).line, dict(mapping))])
     if key := next((key for key in _LISTS if key in mapping), None):
         return _below(key, mapping)
@@ -272,25 +324,31 @@ def _below(key: str, mapping: Mapping[str, Node]) -> Foreign | None:
     inner = of_node(mapping[key])
     if inner is None:
         return None
-    about = {name: str(mapping[source].value) for name, source in _about(mapping).items()}
-    notes = _other_keys(mapping, [key, *_about(mapping).values()])
+    about, keys = _about(mapping)
+    notes = _other_keys(mapping, [key, *keys])
     return inner._replace(left_out=[*inner.left_out, *notes], about={**inner.about, **about})
 
 
-def _about(mapping: Mapping[str, Node]) -> dict[str, str]:
-    """By what our schema calls it, the key of a text about the whole constitution."""
-    sources = {
-        "name": ("name", "title"),
-        "version": ("version",),
-        "description": ("description", "summary", "overview"),
-    }
-    sources_here = {ours: _first(keys, mapping) for ours, keys in sources.items()}
-    return {ours: key for ours, key in sources_here.items() if key and isinstance(mapping[key].value, str)}
+def _about(mapping: Mapping[str, Node]) -> tuple[dict[str, Any], list[str]]:
+    """What is said of the whole constitution, by what our schema calls it, and the keys that say it."""
+    about, keys = dict[str, Any](), list[str]()
+    for ours, theirs in _ABOUT.items():
+        key = _first(theirs, mapping)
+        node = mapping.get(key, Node(1, None))
+        if ours == "authors":
+            value: object = list(_texts(node))
+        else:
+            value = node.value if isinstance(node.value, str) else node.written if ours == "version" else ""
+        if key and value:
+            about[ours] = value
+            keys.append(key)
+    return about, keys
 
 
 def _other_keys(mapping: Mapping[str, Node], known: Sequence[str]) -> list[Problem]:
+    fields = Constitution.model_fields
     return [
-        Problem(node.line, f"'{shown(key)}': the schema has no such field")
+        Problem(node.line, f"'{shown(key)}': {'it holds no text' if key in fields else 'the schema has no such field'}")
         for key, node in mapping.items()
         if key not in known and node.value not in (None, "", [], {})
     ]
@@ -304,14 +362,14 @@ def _pairs(family: str, items: Sequence[Node], ids: Sequence[str] = ()) -> Forei
             kind = described(item)
             fields.problems.append(Problem(item.line, f"a principle must hold a critique and a revision, not {kind}"))
             continue
-        mapping = item.value
+        mapping = _said(item.value)
         critique, revision = _first(_CRITIQUE, mapping), _first(_REVISION, mapping)
         asked = [
             _request(" ".join(_texts(mapping[key])) if key else "", ending)
             for key, ending in ((critique, "Critique"), (revision, "Revision"))
         ]
         name_key = _first(_ID, mapping)
-        name = str(mapping[name_key].value) if name_key else ""
+        name = _as_written(mapping[name_key]) if name_key else ""
         called = f"principle '{shown(outer or name)}'" if outer or name else f"principle {number}"
         if not any(asked):
             left_out.append(Problem(item.line, f"{called}: it is empty"))
@@ -320,14 +378,17 @@ def _pairs(family: str, items: Sequence[Node], ids: Sequence[str] = ()) -> Forei
             if not words:
                 fields.problems.append(Problem(item.line, f"{called} has no request for {what}, which must be a text"))
         own = outer or (name if name_key in ("id", "key") else "")
-        values: dict[str, Any] = {"text": asked[1], "critique": asked[0], "revision": asked[1]}
+        rest = {key: node for key, node in mapping.items() if key not in (critique, revision, name_key)}
+        entry = _entry(item, {"text": Node(item.line, asked[1] or asked[0]), **rest}, ("text",), fields)
+        entry.values.update(critique=asked[0], revision=asked[1])
         if own:
-            values["id"] = own
-        fields.ignore(mapping, [critique, revision, name_key])
-        entries.append(Entry(item.line, values, name))
+            entry.values["id"] = own
+        entries.append(entry._replace(name=name))
     note = "words of their own for comparison: the file has none, so the request for a revision stands as the text"
-    left_out += [Problem(items[0].line, note), *fields.notes(NOT_ASKED)]
-    return Foreign(family, entries, left_out, fields.problems)
+    if any(entry.values["text"] == entry.values["revision"] and "comparison" not in entry.values for entry in entries):
+        left_out.append(Problem(items[0].line, note))
+    drawn = list(_drawn(entries, left_out))
+    return Foreign(family, drawn, [*left_out, *fields.notes(NOT_ASKED)], fields.problems)
 
 
 def _request(words: str, ending: str) -> str:
@@ -369,10 +430,9 @@ def _constitutional_evals(mapping: Mapping[str, Node]) -> Foreign:
         entries += read.entries
         left_out += read.left_out
         problems += read.problems
-    about = _about(mapping)
-    left_out += _other_keys(mapping, ["criteria", "guidelines", *about.values()])
-    values = {name: str(mapping[key].value) for name, key in about.items()}
-    return Foreign("Constitutional-Evals", entries, left_out, problems, values)
+    about, keys = _about(mapping)
+    left_out += _other_keys(mapping, ["criteria", "guidelines", *keys])
+    return Foreign("Constitutional-Evals", entries, left_out, problems, about)
 
 
 def _annotators(mapping: Mapping[str, Node]) -> Foreign:
@@ -389,7 +449,7 @@ def _annotators(mapping: Mapping[str, Node]) -> Foreign:
             )
             continue
         text = fields.text(own.get("description", Node(node.line, None)), "a principle's 'description'")
-        entries.append(Entry(node.line, {"text": text}, str(own["name"].value) if "name" in own else ""))
+        entries.append(Entry(node.line, {"text": text}, _as_written(own["name"]) if "name" in own else ""))
     left_out += _other_keys(mapping, ["annotators", "metadata"])
     return Foreign("AnnotatedPairs", entries, left_out, fields.problems)
 
@@ -418,6 +478,8 @@ def table_of(content: str, path: Path, *, certainly: bool) -> Foreign | None:
         return None
     rows, problems = _rows(content, path, delimiter)
     names = [cell.strip().lower() for cell in rows.pop(0)[1]]
+    if text_column not in names:  # within quotation marks, the header has other columns than it seemed to
+        raise InputError(path, f"has the columns {', '.join(map(shown, names))}; {COLUMNS_EXPECTED}", 1)
     entries, left_out = list[Entry](), list[Problem]()
     for line, cells in rows:
         if len(cells) != len(names):
@@ -436,14 +498,25 @@ def table_of(content: str, path: Path, *, certainly: bool) -> Foreign | None:
                 left_out.append(
                     Problem(line, f'"{shown(row[text_column])}": looks like a formula, and is read as text')
                 )
-    taken = {text_column, *_ID, *_WHY, *_TAGS, "weight", "critique", "revision", "comparison"}
-    if ignored := [name for name in names if name and name not in taken]:
-        what = (
-            "votes decide what is carried over, and are not kept" if text_column == "comment-body" else "no such field"
-        )
-        left_out.append(Problem(1, f"the columns {', '.join(map(shown, ignored))}: {what}"))
+    left_out += _columns_left_out(names, text_column)
     family = "Polis (Collective Constitutional AI)" if text_column == "comment-body" else "a table"
     return Foreign(family, entries, left_out, problems)
+
+
+def _columns_left_out(names: Sequence[str], text_column: str) -> Iterator[Problem]:
+    taken = {text_column, *_ID, "weight", *(name for _, names in _CELLS for name in names)}
+    others = [name for name in names if name and name not in taken]
+    ours = Principle.model_fields
+    if text_column == "comment-body":
+        reasons = {"votes decide what is carried over, and are not kept": others}
+    else:
+        reasons = {
+            "they are read only from our own schema, as YAML or JSON": [name for name in others if name in ours],
+            "no such field": [name for name in others if name not in ours],
+        }
+    for reason, columns in reasons.items():
+        if columns:
+            yield Problem(1, f"the columns {', '.join(map(shown, columns))}: {reason}")
 
 
 def _is_header(header: Sequence[str]) -> bool:
@@ -454,7 +527,7 @@ def _is_header(header: Sequence[str]) -> bool:
 def _rows(content: str, path: Path, delimiter: str) -> tuple[list[tuple[int, list[str]]], list[Problem]]:
     """The rows that are not empty, each with the line that it begins in."""
     csv.field_size_limit(max(csv.field_size_limit(), len(content)))
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows, line = list[tuple[int, list[str]]](), 1
     try:
         for cells in reader:
@@ -485,7 +558,7 @@ def _rejected(row: Mapping[str, str], line: int, problems: list[Problem]) -> str
 
 def _row_entry(row: Mapping[str, str], line: int, text_column: str, problems: list[Problem]) -> Entry:
     values: dict[str, Any] = {"text": row[text_column]}
-    for field, names in (("why", _WHY), ("tags", _TAGS), ("critique", ("critique",)), ("revision", ("revision",))):
+    for field, names in _CELLS:
         if value := row.get(_first(names, row), ""):
             values[field] = [value] if field == "tags" else value
     if weight := row.get("weight"):

@@ -19,7 +19,6 @@ from constitutional.base.shipped import shipped
 from constitutional.constitution.constitution import (
     ID,
     MOST_CHARACTERS,
-    MOST_ID_CHARACTERS,
     MOST_PRINCIPLES,
     Constitution,
     Example,
@@ -28,7 +27,7 @@ from constitutional.constitution.constitution import (
     circle_message,
     nearest,
 )
-from constitutional.constitution.families import EXPECTED, is_ours, of_node, table_of
+from constitutional.constitution.families import EXPECTED, is_ours, of_node, table_of, whole_of_ours
 from constitutional.constitution.foreign import Foreign
 from constitutional.constitution.json_nodes import read_json
 from constitutional.constitution.markdown import BULLETS, Prose, ProseBlock, read_markdown
@@ -37,9 +36,9 @@ from constitutional.constitution.plain_text import is_prose, read_list
 from constitutional.constitution.principle_file import (
     MARKDOWN_ENDINGS,
     YAML_ENDINGS,
+    as_id,
     ids_of,
     read_text,
-    slug,
     unpacked,
 )
 from constitutional.constitution.priorities import circle_in
@@ -52,7 +51,8 @@ LONG_WORDS = 2_000
 LONG_MEAN = 120
 """A Markdown file of more words, and of more words a principle, is read sentence by sentence: nobody weighs a page."""
 _JSON_START = re.compile(r"\s*(?:[\[{]\s*[\[{\"\]}]|\"(?:[^\"\\\n]|\\.)*\"\s*\Z)")
-_OURS_START = re.compile(r"^principles[ \t]*:", re.MULTILINE)
+_OURS_START = re.compile(r"^principles[ \t]*:[ \t]*(?:[\[#].*)?\r?$", re.MULTILINE)
+"""Words behind the colon would be prose that is wrapped."""
 _LIST_ITEM = re.compile(rf"^ {{0,3}}(?:[-*+{BULLETS}]|\d{{1,9}}[.)]|\(\d{{1,9}}\)|\(?[a-z]\))[ \t]+\S")
 
 
@@ -116,6 +116,8 @@ class ReadConstitution(NamedTuple):
     """What other people's format the file is in; empty for our YAML and for Markdown."""
     left_out: Sequence[Problem] = ()
     """What of another format our schema has no place for."""
+    is_ours: bool = False
+    """Whether it is in our own schema, with `principles:`."""
 
 
 def read_constitution(path: Path) -> ReadConstitution:
@@ -184,7 +186,7 @@ def check_prose(path: Path) -> str:
 def foreign_constitution(foreign: Foreign, path: Path) -> ReadConstitution:
     """The constitution that a file in another format holds, checked as ours is."""
     rows = [(entry, entry.values.get("id")) for entry in foreign.entries]
-    own_ids = [None if own is None else _as_id(str(own)) for _, own in rows]
+    own_ids = [None if own is None else as_id(str(own)) for _, own in rows]
     texts = [str(entry.values.get("text", "")) for entry, _ in rows]
     names = [entry.name or text for (entry, _), text in zip(rows, texts, strict=True)]
     ids = ids_of(list(zip(own_ids, names, texts, strict=True)))
@@ -213,7 +215,7 @@ def _from_markdown(prose: Prose, path: Path) -> ReadConstitution:
     if not passages:
         problem = "holds no principle; write them as a list ('- Be brief.') or as headings ('## Be brief')"
         return ReadConstitution(None, [Problem(1, problem)], {}, prose.asides)
-    own_ids = [None if passage.own_id is None else _as_id(passage.own_id) for passage in passages]
+    own_ids = [None if passage.own_id is None else as_id(passage.own_id) for passage in passages]
     ids = ids_of([(own, passage.name, passage.text) for own, passage in zip(own_ids, passages, strict=True)])
     problems = _repeated((own, passage.line) for own, passage in zip(own_ids, passages, strict=True) if own is not None)
     entries = [
@@ -245,18 +247,15 @@ def _checked(
         constitution = Constitution.model_validate(values)
     except ValidationError as error:
         # What concerns no place is the repeated ids again; principles that are all bad count as too few as well.
-        known = {"too_short"} if values.get("principles") else frozenset[str]()
+        known = {("principles",)} if values.get("principles") else set[tuple[str]]()
         problems += [
-            problem_of(details) for details in error.errors() if details["loc"] and details["type"] not in known
+            problem_of(details)
+            for details in error.errors()
+            if details["loc"] and not (details["type"] == "too_short" and details["loc"] in known)
         ]
     if problems:
         return ReadConstitution(None, sorted(problems, key=lambda problem: problem.line or 0), {}, asides)
     return ReadConstitution(constitution, [], lines, asides)
-
-
-def _as_id(written: str) -> str:
-    """An id that prose holds: as it is written where it is an id, else in the letters of an id (`2.1` is `p_2_1`)."""
-    return written if len(written) <= MOST_ID_CHARACTERS and re.match(ID, written) else slug(written)
 
 
 def _line_problem(details: ErrorDetails, ids: Sequence[str], lines: Sequence[int]) -> Problem:
@@ -273,6 +272,9 @@ def _line_problem(details: ErrorDetails, ids: Sequence[str], lines: Sequence[int
 
 def _from_nodes(root: Node, problems: list[Problem], content: str, path: Path) -> ReadConstitution:
     """Our own schema, or what another one is recognised as."""
+    if whole := whole_of_ours(root):
+        read = _from_nodes(whole, problems, content, path)
+        return read._replace(family="a list in our own schema", is_ours=False)
     a_text = isinstance(root.value, str) and unpacked(path).suffix.lower() in YAML_ENDINGS
     if not is_ours(root) and not a_text and (foreign := of_node(root)):
         return foreign_constitution(foreign._replace(problems=[*problems, *foreign.problems]), path)
@@ -296,7 +298,7 @@ def _from_nodes(root: Node, problems: list[Problem], content: str, path: Path) -
     if nodes:
         made["principles"] = [_entry(node, name) for node, name in zip(nodes, ids, strict=True)]
     lines = dict(zip(ids, (node.line for node in nodes), strict=True))
-    return _checked(made, problems, lambda details: _problem(details, root), lines, [])
+    return _checked(made, problems, lambda details: _problem(details, root), lines, [])._replace(is_ours=True)
 
 
 def _ids(nodes: Sequence[Node]) -> tuple[list[str], list[Problem]]:

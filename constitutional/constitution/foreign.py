@@ -31,8 +31,8 @@ class Foreign(NamedTuple):
     """What our schema has no place for, each with its line."""
     problems: Sequence[Problem] = ()
     """What keeps the file from being read."""
-    about: Mapping[str, str] = {}
-    """The constitution's `name`, `version` and `description`, where the file has them."""
+    about: Mapping[str, Any] = {}
+    """The constitution's `name`, `version`, `description` and `authors`, where the file has them."""
 
 
 class Fields:

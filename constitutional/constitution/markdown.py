@@ -70,6 +70,15 @@ _BLANKED = re.compile(
 _ENDS = tuple(".!?:;,。！？：；，")  # noqa: RUF001 - a Chinese heading ends as an English one does
 _IN_BRACKETS = re.compile(r"^(\s*)\((\d{1,9})\)(?=[ \t])", re.MULTILINE)
 _BINDING = re.compile(r"\b(?:never|always|not|must|should|shall|avoid|refrain|cannot)\b|n['’]t\b", re.IGNORECASE)
+_FORBIDDING = re.compile(r"\b(?:never|not|avoid|refrain|cannot)\b|n['’]t\b", re.IGNORECASE)
+_UNFINISHED = re.compile(
+    r"(?:(?:things|what|topics)(?: [\w'’]+){0,4}? |(?:(?:the|an?|our) )?\w+ (?=must|should|shall|will|may|can))?"
+    r"(?:(?:(?:must|should|shall|will|may|can|do|to) )?(?:never|not|avoid|refrain from)|cannot|\w+n['’]t|don['’]?ts)"
+    r"(?: ever)?(?:(?: to)? do)?(?: (?:this|these|(?:any of )?the following)(?: things)?)?[ .:!…]*",
+    re.IGNORECASE,
+)
+"""Words that forbid nothing by themselves: `Never`, `Things to avoid`, `The assistant must not do the following`."""
+_COMMANDING = re.compile(r"\W*(?:never|always|do not|don['’]t)\b", re.IGNORECASE)
 _LINKED = re.compile(r"[;,]\s*(?:and|or)?\s*\Z", re.IGNORECASE)
 BULLETS: Final = "•●▪◦–"
 """What word processors begin items with, and Markdown does not know."""
@@ -84,6 +93,8 @@ def read_markdown(content: str) -> Prose:
     List items are principles. So is a heading with no list and no further headings below it, together with its
     paragraphs. In a document without either, the paragraphs are. Items within items belong to the outer one. All other
     blocks are asides; so are code, tables and HTML that stand outside an item.
+
+    What would ask for the contrary without the heading above it, such as an item below `Never`, is read behind it.
     """
     blocks = list(_blocks(content))
     headings = [number for number, block in enumerate(blocks) if block.kind == "heading"]
@@ -92,32 +103,61 @@ def read_markdown(content: str) -> Prose:
     principles: list[ProseBlock] = []
     preamble: list[ProseBlock] = []
     asides: list[ProseBlock] = []
+    forbidding: list[ProseBlock] = []
     for start, end in pairwise([-1, *headings, len(blocks)]):
         heading = None if start < 0 or blocks[start] is title else blocks[start]
         section = heading.text if heading else ""
         body = [block._replace(section=section) for block in blocks[start + 1 : end]]
-        body = list(_with_lead_ins(body))
+        outer = above = ""
+        if start >= 0:
+            forbidding = [block for block in forbidding if block.level < blocks[start].level]
+            outer = forbidding[-1].text if forbidding else ""
+            forbidding += [blocks[start]] if forbids_below(blocks[start].text) else []
+            above = forbidding[-1].text if forbidding else ""
+        if _BINDING.search(section) and not section.endswith("?"):
+            above = section
+        body = list(_with_lead_ins(body, above))
         items = [block for block in body if block.kind == "item"]
         paragraphs = [block for block in body if block.kind == "paragraph"]
         context = " ".join(block.text for block in paragraphs)
         if not heading:
             preamble += paragraphs
         elif not items and (end == len(blocks) or blocks[end].level <= heading.level):
-            principles.append(heading._replace(text=_joined([section, context], ": "), section=section))
+            text = behind(outer, _joined([section, context], ": "))
+            principles.append(heading._replace(text=text, section=section))
         else:
             asides += [block._replace(use="context" if items else "nothing") for block in paragraphs]
         principles += [item._replace(context=context if heading else "") for item in items]
         asides += [block for block in body if block.kind not in ("item", "paragraph")]
     if not principles:
-        principles, preamble = preamble, []
+        above = title.text if title and forbids_below(title.text) else ""
+        principles, preamble = [block._replace(text=behind(above, block.text)) for block in preamble], []
     asides = [block._replace(use="description") for block in preamble] + asides
     description = "\n\n".join(block.text for block in preamble)
     principles = [principle for principle in principles if principle.text]
     return Prose(top[0].text if top else "", description, principles, asides)
 
 
-def _with_lead_ins(body: Iterable[ProseBlock]) -> Iterator[ProseBlock]:
-    """The blocks below a heading; items that finish a sentence above their list, such as `Never:`, have it whole."""
+def forbids_below(text: str) -> bool:
+    """Whether words such as `Never`, `Don'ts` or `It must not help with:` forbid what is said below them."""
+    return bool(_UNFINISHED.fullmatch(text)) or (text.endswith(":") and bool(_FORBIDDING.search(text)))
+
+
+def behind(heading: str, text: str) -> str:
+    """The text behind the words of a heading, if there are any and it is no command such as `Never lie`."""
+    return _finished(heading, text) if heading and not _COMMANDING.match(text) else text
+
+
+def _finished(words: str, text: str) -> str:
+    words = words if words.endswith(":") else f"{words.rstrip(' .!…')}:"
+    return f"{words} {_LINKED.sub('', text)}"
+
+
+def _with_lead_ins(body: Iterable[ProseBlock], heading: str) -> Iterator[ProseBlock]:
+    """The blocks below a heading; items that finish a sentence above their list, such as `Never:`, have it whole.
+
+    The other items are behind the words of the heading, if it has any that they need.
+    """
     lead_in = before = ""
     held: ProseBlock | None = None
     for block in body:
@@ -125,18 +165,17 @@ def _with_lead_ins(body: Iterable[ProseBlock]) -> Iterator[ProseBlock]:
             if held and before:
                 yield held._replace(text=before, name=before)
             held, before = None, ""  # the lead-in stands in every item
-            yield block._replace(text=f"{lead_in} {_LINKED.sub('', block.text)}")
+            yield block._replace(text=_finished(lead_in, block.text))
             continue
         if held:
             yield held
         held, lead_in = None, ""
-        if block.kind == "paragraph" and block.text.endswith(":") and _BINDING.search(block.text):
-            *sentences, lead_in = re.split(r"(?<=[.!?])\s+", block.text)
-            before = " ".join(sentences)
-            held = block if _BINDING.search(lead_in) else None
-            lead_in = lead_in if held else ""
-        if not held:
-            yield block
+        *sentences, last = re.split(r"(?<=[.!?])\s+", block.text)
+        binding = forbids_below(last) or (last.endswith(":") and _BINDING.search(last))
+        if block.kind == "paragraph" and binding:
+            held, before, lead_in = block, " ".join(sentences), last
+        else:
+            yield block._replace(text=behind(heading, block.text)) if block.kind == "item" else block
     if held:
         yield held
 

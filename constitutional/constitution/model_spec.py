@@ -16,6 +16,7 @@ from constitutional.base.progress import counted
 from constitutional.constitution.constitution import MOST_CHARACTERS
 from constitutional.constitution.foreign import Entry, Foreign
 from constitutional.constitution.markdown import plain_text
+from constitutional.constitution.principle_file import as_id
 from constitutional.constitution.yaml import Problem, shown
 
 AUTHORITIES: Final = ("root", "platform", "system", "developer", "user", "guideline")
@@ -108,8 +109,8 @@ def read_model_spec(content: str) -> Foreign:
             "source": {"section": path, "line": section.line},
         }
         if section.own_id:
-            values["id"] = section.own_id
-            by_authority[section.authority].append(section.own_id)
+            values["id"] = as_id(section.own_id)
+            by_authority[section.authority].append(values["id"])
         entries.append(Entry(section.line, values, section.title))
     left_out += _ordered(entries, by_authority)
     return Foreign("OpenAI Model Spec", entries, sorted(left_out, key=lambda note: note.line or 0), about=about)

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Final
 
 from constitutional.constitution.foreign import Entry, Foreign
+from constitutional.constitution.markdown import behind, forbids_below
+from constitutional.constitution.principle_file import is_comment
 from constitutional.constitution.prose import ENDS, PAGE_NUMBER, SENTENCE_END, TextLine, binds
 from constitutional.constitution.yaml import Problem, shown
 
@@ -60,8 +62,11 @@ def is_prose(content: str) -> bool:
 
 
 def read_list(content: str) -> Foreign:
-    """A list of principles, one a line, without the headings and the numbers of pages that stand among them."""
-    rows = [row for row in _unwrapped(content) if not row.text.startswith("#")]
+    """A list of principles, one a line, without the headings and the numbers of pages that stand among them.
+
+    The lines directly below one such as `Never:` are read behind its words, as they would ask for the contrary alone.
+    """
+    rows = [row for row in _unwrapped(content) if not is_comment(row.text)]
     filled = [row for row in rows if row.text]
     about = {}
     if _is_title([row.text for row in filled]):
@@ -69,15 +74,22 @@ def read_list(content: str) -> Foreign:
         rows.remove(filled.pop(0))
     headings = _headings(rows)
     numbers = [row for row in filled if PAGE_NUMBER.match(row.text)]
-    entries, left_out = list[Entry](), list[Problem]()
-    for row in filled:
-        if row in headings:
-            left_out.append(Problem(row.number, f'"{shown(row.text)}": a heading'))
+    entries, left_out, problems = list[Entry](), list[Problem](), list[Problem]()
+    forbidding = ""
+    for row, below in zip_longest(rows, rows[1:]):
+        if row in headings or not row.text:
+            forbidding = ""
+            left_out += [Problem(row.number, f'"{shown(row.text)}": a heading')] if row.text else []
         elif row in numbers and len(numbers) < len(filled):
             left_out.append(Problem(row.number, f'"{shown(row.text)}": a number alone'))
+        elif forbids_below(row.text):
+            forbidding = row.text
+            if below is None or not below.text or below in headings or forbids_below(below.text):
+                advice = "write the lines that it is about directly below it, or its words in each of them"
+                problems.append(Problem(row.number, f'"{shown(row.text)}" forbids nothing by itself; {advice}'))
         else:
-            entries.append(Entry(row.number, {"text": row.text}))
-    return Foreign("a list, one principle a line", entries, left_out, about=about)
+            entries.append(Entry(row.number, {"text": behind(forbidding, row.text)}, row.text))
+    return Foreign("a list, one principle a line", entries, left_out, problems, about)
 
 
 def _words(texts: Sequence[str]) -> int:
@@ -121,6 +133,8 @@ def _unwrapped(content: str) -> list[TextLine]:
 def _is_title(lines: Sequence[str]) -> bool:
     """Whether the first of some lines is a title: some words without an end, above whole sentences alone."""
     title, *others = lines or [""]
+    if title.startswith("#") or forbids_below(title):
+        return False
     whole = all(line.endswith((".", "!", "?")) for line in others)
     return len(others) > 1 and whole and len(title.split()) <= MOST_TITLE_WORDS and not title.endswith((".", "!", "?"))
 
@@ -137,7 +151,9 @@ def _headings(rows: Sequence[TextLine]) -> list[TextLine]:
         return []
     found = []
     for before, row, after in zip([TextLine(0, ""), *rows], rows, [*rows[1:], TextLine(0, "")], strict=False):
-        if row not in open_ended or before.text or len(row.text.split()) > MOST_TITLE_WORDS or binds(row.text):
+        if row not in open_ended or before.text or len(row.text.split()) > MOST_TITLE_WORDS:
+            continue
+        if binds(row.text) or row.text.startswith("#") or forbids_below(row.text):
             continue
         capital = all(word[0].isupper() for word in re.findall(r"[^\W\d_]{4,}", row.text)) and row.text[0].isupper()
         if _PART.match(row.text) or row.text.endswith(":") or capital or (after.text and after not in open_ended):

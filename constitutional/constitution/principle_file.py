@@ -13,7 +13,8 @@ from pathlib import Path
 
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import BadTextError, check_characters, reading, strict_decoder
-from constitutional.constitution.markdown import read_markdown
+from constitutional.constitution.constitution import ID, MOST_ID_CHARACTERS
+from constitutional.constitution.markdown import forbids_below, read_markdown
 from constitutional.constitution.prose import ITEM_MARK
 from constitutional.constitution.yaml import read_yaml
 
@@ -29,7 +30,6 @@ _NO_TEXT = {
 }
 """What some files begin with that hold text and are none, and what to do."""
 _COMMENT = re.compile(r"\s*#(?!\d+(?::|\s+[^\W\d]))")
-"""What a line of a plain file begins with that is none of its principles; `#1 rule:` is no comment."""
 _BETWEEN_ITEMS = " \t\r\n,"
 _ID_WORDS = 6
 _ID_LENGTH = 48
@@ -56,8 +56,10 @@ def read_principles(path: Path) -> list[str]:
         entries = ((block.line, block.text) for block in read_markdown(content).principles)
     else:
         lines = enumerate(content.split("\n"), start=1)
-        written = ((number, line) for number, line in lines if line.strip() and not _COMMENT.match(line))
-        entries = ((number, ITEM_MARK.sub("", line)) for number, line in written)
+        written = [(number, ITEM_MARK.sub("", line)) for number, line in lines if line.strip() and not is_comment(line)]
+        if number := next((number for number, line in written if forbids_below(line.strip())), None):
+            raise InputError(path, "forbids nothing by itself; write its words in each of the lines below it", number)
+        entries = written
     try:
         principles = [_checked(value, path, number) for number, value in entries]
     except RecursionError as error:
@@ -90,6 +92,16 @@ def read_text(path: Path) -> str:
 def unpacked(path: Path) -> Path:
     """The name without the ending of its compression, by which its format is told."""
     return path.with_suffix("") if path.suffix.lower() in PACKED_ENDINGS else path
+
+
+def is_comment(line: str) -> bool:
+    """Whether a line of a plain file is none of its principles: it begins with `#`, but not as `#1 rule:` does."""
+    return bool(_COMMENT.match(line))
+
+
+def as_id(written: str) -> str:
+    """An id of another format: as it is written where it is an id, else in the letters of an id (`2.1` is `p_2_1`)."""
+    return written if len(written) <= MOST_ID_CHARACTERS and re.match(ID, written) else slug(written)
 
 
 def slug(text: str) -> str:

@@ -65,6 +65,20 @@ def test_our_own_yaml_keeps_its_comments_and_its_order(tmp_path: Path) -> None:
     assert (tmp_path / "copy.yaml").read_text() == ours.read_text()
 
 
+def test_what_a_file_was_read_as_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    ours = '{"name": "N", "principles": [{"id": "a", "text": "Be brief.", "measure": "fewer words"}]}'
+    listed = "- {id: a, text: Be brief., measure: fewer words}\n"
+    for name, content, what in (
+        ("a.json", ours, "our own schema"),
+        ("b.yaml", listed, "a list in our own schema"),
+        ("c.md", "```\nprinciples:\n```\n\n- Be brief.\n", "Markdown"),
+    ):
+        (tmp_path / name).write_text(content)
+        assert main(["import", str(tmp_path / name), "-o", str(tmp_path / "mine.yaml"), "--force"]) == 0
+        assert f"read as {what}: 1 principle" in capsys.readouterr().out
+        assert load_constitution(tmp_path / "mine.yaml").principles == load_constitution(tmp_path / name).principles
+
+
 def test_every_mistake_of_a_file_is_told_with_its_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "bad.json"
     path.write_text('[{"trait": "A."},\n{"trait": 1},\n{"trait": ""}]')

@@ -1,3 +1,4 @@
+import hashlib
 import math
 import random
 import re
@@ -240,6 +241,26 @@ def test_an_edit_of_what_compares_leaves_what_revises_as_it_was() -> None:
     revised = constitution(CALM.model_copy(update={"critique": "Is it calm?", "comparison": CALM.text}), kind)
     assert revised.digest_for("revision") != ours.digest_for("revision")
     assert revised.digest_for("comparison") == ours.digest_for("comparison")
+
+
+def test_a_priority_that_leads_through_what_compares_nothing_is_part_of_what_compares() -> None:
+    def with_lower(*lower: str) -> Constitution:
+        through = KIND.model_copy(update={"uses": ("revision",), "overrides": lower})
+        return constitution(CALM.model_copy(update={"overrides": ("kind",)}), through, BRIEF)
+
+    ours, edited = with_lower("brief"), with_lower()
+    assert ours.used_for("comparison").overridden_by == {"brief": ("calm",)}
+    assert edited.used_for("comparison").overridden_by == {}
+    assert ours.digest_for("comparison") != edited.digest_for("comparison")
+    assert ours.digest_for("revision") == edited.digest_for("revision")
+
+
+def test_the_digest_of_priorities_that_lead_straight_is_that_of_earlier_runs() -> None:
+    # SHA-256 of [["calm","Stay calm.",3.0,["kind","brief"]],["brief","Be brief.",1.0]], which earlier versions wrote.
+    kind = KIND.model_copy(update={"uses": ("revision",)})
+    ours = constitution(CALM.model_copy(update={"overrides": ("kind", "brief")}), kind, BRIEF)
+    written = b'[["calm","Stay calm.",3.0,["kind","brief"]],["brief","Be brief.",1.0]]'
+    assert ours.digest_for("comparison") == hashlib.sha256(written).hexdigest()
 
 
 def test_what_a_principle_is_for_counts_only_where_it_is_not_for_everything() -> None:

@@ -88,6 +88,10 @@ KEYS = (
         ("name: ours\n", ":1: 'principles' is missing"),
         ("name: ours\nprinciples:\n", ":2: 'principles' is missing"),
         ("principles: []\n", ":1: 'principles' must be a list of 1 to 100,000 principles, not an empty list"),
+        (
+            "principles:\n- text: A.\n  uses: []\n",
+            ":3: principle 1: 'uses' must be a list of 'revision', 'comparison' or both, not an empty list",
+        ),
         ("principles: Be brief.\n", ":1: 'principles' must be a list of 1 to 100,000 principles, not 'Be brief.'"),
         ("principles:\n- id: calm\n", ":2: principle 'calm': 'text' is missing"),
         ("principles:\n- id: calm\n  text: ''\n", ":3: principle 'calm': 'text' must be a text, not empty"),

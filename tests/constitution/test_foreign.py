@@ -126,6 +126,93 @@ def test_criteria_for_several_things_keep_what_they_are_for(tmp_path: Path) -> N
     ]
 
 
+FLAT = {"id": "flat", "text": "Do not flatter.", "critique": "Does it?", "revision": "Take it out.", "weight": 3.0}
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.yaml"])
+def test_a_list_of_our_own_principles_keeps_all_that_they_say(tmp_path: Path, name: str) -> None:
+    rows = [
+        FLAT | {"why": "It misleads.", "uses": ["comparison"], "measure": "fewer words", "overrides": ["kind"]},
+        {"id": "kind", "text": "Be kind.", "as_written": True},
+    ]
+    lines = "\n".join(map(json.dumps, rows))
+    content = lines if name == "a.jsonl" else json.dumps(rows) if name == "a.json" else yaml.safe_dump(rows)
+    found = reading(write(tmp_path, content, name))
+    assert [
+        {"id": key} | {field: value for field, value in row.items() if field != "line"}
+        for key, row in found["principles"].items()
+    ] == rows
+    assert found["left_out"] == []
+    rows[0]["overrides"] = ["kid"]
+    refused = read_constitution(write(tmp_path, json.dumps(rows, indent=1), "b.json"))
+    assert [(problem.line, "kind" in problem.text) for problem in refused.problems] == [(14, True)]
+
+
+def test_a_principle_with_requests_keeps_its_text_and_what_else_it_says(tmp_path: Path) -> None:
+    (flat,) = load_constitution(write(tmp_path, json.dumps([FLAT | {"why": "It misleads."}]), "a.json")).principles
+    assert flat.model_dump(exclude_defaults=True) == FLAT | {"why": "It misleads."}
+    pairs = [
+        {"critic": "Does it?", "revision": "Take it out.", "weight": 3, "why": "It misleads.", "uses": ["revision"]}
+    ]
+    read = read_constitution(write(tmp_path, json.dumps(pairs), "b.json"))
+    assert read.constitution
+    (pair,) = read.constitution.principles
+    assert (pair.text, pair.critique, pair.weight, pair.why) == ("Take it out.", "Does it?", 3.0, "It misleads.")
+    # What is not carried over is not said to be no field of ours.
+    assert not any("no such field" in note.text for note in read.left_out)
+    assert any("'uses'" in note.text for note in read.left_out)
+
+
+@pytest.mark.parametrize("more", ["", ', "category": "tone"'])
+def test_a_file_of_one_line_is_one_principle(tmp_path: Path, more: str) -> None:
+    row = f'{{"id": "brief", "text": "Be brief."{more}}}\n'
+    assert texts(tmp_path, row, "a.jsonl") == {"brief": "Be brief."}
+    assert texts(tmp_path, '{"0": "Be brief.", "1": "Be kind."}', "b.json") == {"p_0": "Be brief.", "p_1": "Be kind."}
+
+
+def test_empty_values_of_a_list_are_as_if_they_were_not_there(tmp_path: Path) -> None:
+    empty = {
+        "id": None,
+        "weight": None,
+        "examples": None,
+        "critique": None,
+        "revision": None,
+        "why": None,
+        "tags": None,
+    }
+    rows = [{"text": "Be brief.", **empty}, {"text": "Be kind.", **empty}]
+    assert list(texts(tmp_path, json.dumps(rows), "a.json").values()) == ["Be brief.", "Be kind."]
+    pairs = [{"id": None, "critique": f"Is it {word}?", "revision": f"Make it {word}."} for word in ("calm", "kind")]
+    assert list(texts(tmp_path, json.dumps(pairs), "b.json")) == ["make_it_calm", "make_it_kind"]
+
+
+def test_a_number_for_an_id_or_a_version_is_read_as_it_is_written(tmp_path: Path) -> None:
+    rows = [{"id": 1, "principle": "Be brief."}, {"id": 20, "principle": "Be kind."}]
+    assert list(texts(tmp_path, json.dumps(rows), "a.json")) == ["p_1", "p_20"]
+    pairs = [{"id": 7, "critique": "Is it calm?", "revision": "Make it calm."}]
+    assert list(texts(tmp_path, json.dumps(pairs), "b.json")) == ["p_7"]
+    about = '{"version": 1.10, "authors": ["Ada", "Grace"], "rules": ["Be brief."]}'
+    read = read_constitution(write(tmp_path, about, "c.json"))
+    assert read.constitution
+    assert (read.constitution.version, read.constitution.authors) == ("1.10", ("Ada", "Grace"))
+    assert read.left_out == []
+
+
+def test_columns_of_a_table_are_read_or_said_to_be_left_out(tmp_path: Path) -> None:
+    header = '"id", "text", "comparison", "opposite", "uses", "votes"\n'
+    table = header + '"a", "Be brief.", "Which is shorter?", "Ramble.", x, 2\n'
+    read = read_constitution(write(tmp_path, table, "a.csv"))
+    assert read.constitution
+    (row,) = read.constitution.principles
+    assert (row.id, row.text, row.comparison, row.opposite) == ("a", "Be brief.", "Which is shorter?", "Ramble.")
+    assert [("uses" in note.text, "no such field" in note.text) for note in read.left_out] == [
+        (True, False),
+        (False, True),
+    ]
+    with pytest.raises(InputError, match="a;text, b; expected a column"):
+        load_constitution(write(tmp_path, '"a;text";b\nBe brief.;x\n', "b.csv"))
+
+
 @pytest.mark.parametrize(
     ("name", "content", "line", "word"),
     [
@@ -258,6 +345,45 @@ def test_items_that_finish_the_sentence_above_their_list_are_read_with_it(tmp_pa
         "Claude should never: Lie.",
         "Be brief.",
     ]
+
+
+@pytest.mark.parametrize(
+    ("above", "words"),
+    [
+        ("# Rules\n\n## Never\n", "Never"),
+        ("# Rules\n\n## Never do these things:\n", "Never do these things"),
+        ("# Rules\n\n## Do not\n", "Do not"),
+        ("# Rules\n\n## Don'ts\n", "Don'ts"),
+        ("# Rules\n\n## Avoid flattery\n", "Avoid flattery"),
+        ("# Rules\n\n## Never\n\n### Privacy\n", "Never"),
+        ("# What the assistant must never do\n", "What the assistant must never do"),
+        ("# Rules\n\n## Limits\n\n**Never**\n", "Never"),
+    ],
+)
+def test_items_below_a_heading_that_forbids_are_read_with_it(tmp_path: Path, above: str, words: str) -> None:
+    found = texts(tmp_path, f"{above}\n- Reveal private data;\n- Insult the user.\n- Never lie.\n", "x.md")
+    # Who repeats the command in the item means no double negation; ids are of the item's own words.
+    last = "Never: Never lie." if "**" in above else "Never lie."
+    assert found == {
+        "reveal_private_data": f"{words}: Reveal private data",
+        "insult_the_user": f"{words}: Insult the user.",
+        "never_lie": last,
+    }
+
+
+def test_headings_and_paragraphs_below_a_heading_that_forbids_are_read_with_it(tmp_path: Path) -> None:
+    headings = "# Rules\n\n## Never\n\n### Flatter\n\nNot even a little.\n\n## Style\n\n### Be brief\n\n- Few words.\n"
+    assert list(texts(tmp_path, headings, "x.md").values()) == ["Never: Flatter: Not even a little.", "Few words."]
+    paragraphs = "# Never\n\nReveal private data.\n\nInsult the user.\n"
+    assert list(texts(tmp_path, paragraphs, "x.md").values()) == [
+        "Never: Reveal private data.",
+        "Never: Insult the user.",
+    ]
+
+
+@pytest.mark.parametrize("heading", ["Style", "Dos and don'ts", "Should it be warm?", "Notes"])
+def test_items_below_a_heading_that_is_no_command_stay_as_they_are(tmp_path: Path, heading: str) -> None:
+    assert list(texts(tmp_path, f"# Rules\n\n## {heading}\n\n- Be kind.\n", "x.md").values()) == ["Be kind."]
 
 
 def test_what_stands_before_a_sentence_that_items_finish_stays(tmp_path: Path) -> None:

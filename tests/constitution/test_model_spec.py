@@ -119,6 +119,16 @@ def test_authorities_are_an_order_of_priority_over_the_levels_that_there_are(tmp
     assert [row.tags for row in found.principles] == [(level,) for level in levels.values()]
 
 
+def test_an_id_that_needs_mending_is_mended_where_it_is_overridden_too(tmp_path: Path) -> None:
+    content = "# A {#1.a authority=root}\n\nSee [?](#no.harm).\n\n# B {#no.harm authority=user}\n\nDo b.\n"
+    found = read(tmp_path, content).constitution
+    assert found
+    assert {row.id: (row.text, row.overrides) for row in found.principles} == {
+        "p_1_a": ("A: See “B”.", ("no_harm",)),
+        "no_harm": ("B: Do b.", ()),
+    }
+
+
 def test_too_many_priorities_are_left_out_and_said(tmp_path: Path) -> None:
     content = "".join(f"# {n} {{#p{n} authority={('root', 'user')[n % 2]}}}\n\nText.\n\n" for n in range(400))
     found = read(tmp_path, content)

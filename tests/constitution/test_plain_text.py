@@ -124,3 +124,43 @@ def test_a_command_whose_full_stop_was_forgotten_is_no_heading() -> None:
         "Tell the truth.",
         "Be kind.",
     ]
+
+
+@pytest.mark.parametrize("words", ["Never", "Don'ts", "The assistant must never", "Do not do any of the following"])
+@pytest.mark.parametrize("colon", ["", ":"])
+@pytest.mark.parametrize("end", ["", "."])
+def test_lines_below_one_that_forbids_are_read_with_it_up_to_an_empty_line(words: str, colon: str, end: str) -> None:
+    found = read_list(f"{words}{colon}\nReveal private data{end}\nNever lie{end}\n\nBe brief{end}\nBe kind{end}\n")
+    assert (found.problems, found.about, found.left_out) == ([], {}, [])
+    assert [(entry.line, entry.values["text"]) for entry in found.entries] == [
+        (2, f"{words}: Reveal private data{end}"),
+        (3, f"Never lie{end}"),
+        (5, f"Be brief{end}"),
+        (6, f"Be kind{end}"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content", ["Never:\n\nReveal private data.\n", "Be kind.\nNever:\n", "Never:\nDo not:\nLie.\n"]
+)
+def test_a_line_that_forbids_nothing_directly_below_it_is_refused(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "rules.txt"
+    path.write_text(content)
+    read = read_constitution(path)
+    assert read.constitution is None
+    assert [problem.line for problem in read.problems] == [2 if content.startswith("Be") else 1]
+
+
+def test_a_rule_that_begins_with_its_number_is_no_comment_and_no_title() -> None:
+    found = read_list("# Our rules\n#1 rule: never lie\nBe brief.\nBe kind.\n")
+    assert [entry.values["text"] for entry in found.entries] == ["#1 rule: never lie", "Be brief.", "Be kind."]
+
+
+def test_a_wrapped_line_that_begins_with_principles_is_no_yaml(tmp_path: Path) -> None:
+    assert texts("The assistant should follow all of these\nprinciples: honesty, care.\nNever lie.\n", tmp_path) == [
+        "The assistant should follow all of these",
+        "principles: honesty, care.",
+        "Never lie.",
+    ]
+    assert texts("principles: [Be brief., Be kind.]\n", tmp_path) == ["Be brief.", "Be kind."]
+    assert texts("principles:  # ours\r\n- Be brief.\r\n", tmp_path) == ["Be brief."]

@@ -94,3 +94,10 @@ def test_json_that_no_model_can_take_is_refused_with_its_line(tmp_path: Path, it
     with pytest.raises(InputError, match=word) as caught:
         read_principles(path)
     assert str(caught.value).startswith(f"{path}:3: ")
+
+
+def test_a_line_that_only_forbids_what_stands_below_it_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "candidates.txt"
+    path.write_text("- Be brief.\nNever:\n- Reveal private data.\n")
+    with pytest.raises(InputError, match=r"candidates\.txt:2: forbids nothing by itself"):
+        read_principles(path)
