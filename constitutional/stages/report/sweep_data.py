@@ -27,7 +27,7 @@ from constitutional.base.effects import (
     with_common_seeds,
 )
 from constitutional.base.records import LABELER, Comparison, Judgement
-from constitutional.base.stats import Interval, wilson
+from constitutional.base.stats import Interval, clustered_share
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.constitution.difference import difference
 from constitutional.engines.spending import Calls
@@ -626,30 +626,32 @@ def conflicts(pulls: Pulls, margin: float) -> list[Conflict]:
         pulls: what principles say.
         margin: how far from 0.5 a probability is a preference.
     """
-    both, apart = Counter[tuple[str, str]](), defaultdict[tuple[str, str], list[tuple[float, str]]](list)
+    both = defaultdict[tuple[str, str], list[tuple[bool, str]]](list)
+    apart = defaultdict[tuple[str, str], list[tuple[float, str]]](list)
     for name, by_principle in pulls.p_a.items():
         # As near to 0.5 as the margin allows, give or take the rounding of 0.6 - 0.5.
         least = max(margin, 1e-6) - 1e-9
         sides = {principle: p - 0.5 for principle, p in sorted(by_principle.items()) if abs(p - 0.5) >= least}
-        ids = list(sides)
+        ids, known = list(sides), pulls.comparisons.get(name)
+        cluster = known.prompt.id if known else name  # the comparisons of a prompt depend on each other
         for at, first in enumerate(ids):
             for second in ids[at + 1 :]:
-                both[first, second] += 1
+                both[first, second].append((sides[first] * sides[second] < 0, cluster))
                 if sides[first] * sides[second] < 0:
                     apart[first, second].append((-min(abs(sides[first]), abs(sides[second])), name))
     rows = [
         Conflict(
             pair,
             len(apart[pair]),
-            count,
-            wilson(len(apart[pair]), count),
+            len(outcomes),
+            clustered_share([float(outcome) for outcome, _ in outcomes], [of for _, of in outcomes]),
             [
                 (pulls.comparisons[name], pulls.p_a[name][pair[0]], pulls.p_a[name][pair[1]])
                 for _, name in sorted(apart[pair])[:EXAMPLES]
                 if name in pulls.comparisons
             ],
         )
-        for pair, count in both.items()
+        for pair, outcomes in both.items()
     ]
     return sorted(rows, key=lambda row: (-row.apart / row.both, row.pair))
 

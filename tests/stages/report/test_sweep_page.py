@@ -8,6 +8,7 @@ import pytest
 
 from constitutional.base.effects import Effect, Estimate
 from constitutional.base.records import Comparison, Judgement, Prompt
+from constitutional.base.stats import Interval, wilson
 from constitutional.constitution.constitution import Constitution, Principle
 from constitutional.engines.spending import Calls
 from constitutional.judging.scores import Score
@@ -347,6 +348,22 @@ def test_principles_that_prefer_different_responses_are_counted_with_examples() 
     (row,) = conflicts(pooled(judgements, PAIR), 0.1)
     assert (row.pair, row.apart, row.both) == (("brief", "calm"), 1, 2)
     assert [(pair.a, first, second) for pair, first, second in row.examples] == [("A 0", 0.2, 0.9)]
+
+
+def test_comparisons_of_one_prompt_are_no_independent_ones_where_principles_conflict() -> None:
+    def interval(prompts: int) -> Interval:
+        pairs = [Comparison(prompt=Prompt.of(f"Why {at % prompts}?"), a=f"A {at}", b=f"B {at}") for at in range(12)]
+        apart = [0.1 if at % prompts < prompts / 2 else 0.9 for at in range(12)]  # the same for all of a prompt
+        judgements = [judged(pair, "calm", 0.9) for pair in pairs]
+        judgements += [judged(pair, "brief", p_a) for pair, p_a in zip(pairs, apart, strict=True)]
+        (row,) = conflicts(pooled(judgements, pairs), 0.1)
+        assert (row.apart, row.both) == (6, 12)
+        return row.interval
+
+    assert interval(12) == wilson(6, 12)
+    low, high = interval(4)  # as of 4 observations, and by Student's t with 3 degrees of freedom
+    assert low < wilson(2, 4).low
+    assert high > wilson(2, 4).high
 
 
 def test_principles_that_move_a_behaviour_opposite_ways_conflict() -> None:
