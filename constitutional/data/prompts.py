@@ -28,7 +28,9 @@ MAX_CHARACTERS: Final = 100_000
 MOST_HELD_OUT: Final = 200
 """Prompts that are set aside for evaluation where nobody says how many."""
 
-_OWN: Final = ("prompt", "messages", "split")
+_OWN: Final = frozenset(("prompt", "messages", "split"))
+_OF_RUNS: Final = frozenset(("id", *Prompt.model_fields))
+"""The columns of the prompts that a run writes."""
 _ROLES: Final = ("system", "user", "assistant")
 COLUMNS: Final = (
     *("messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "transcript"),
@@ -73,8 +75,8 @@ class PromptForm:
     """How the rows of a file of prompts are read."""
 
     name: str
-    columns: Mapping[str, str]
-    """The file's column by what it is read as."""
+    columns: dict[str, str]
+    """The file's column by what it is read as; those that are met in later rows alone are added."""
     read: Callable[[Any], tuple[Message, ...]]
     """The conversation to be answered in a row; raises BadRowError."""
     keys: tuple[ReadAs, ...] = ()
@@ -223,15 +225,26 @@ def _lines(file: DataFile) -> Iterator[_Line]:
 
 
 def split_of(row: object) -> Split | None:
-    """The split that a row of our own says; None where it leaves it to us. Other sets have a `split`, too.
+    """The split that a row says; None where it leaves it to us.
+
+    Other sets have a `split`, too, with words of their own: beside other columns only `held_out` is ours.
 
     Raises:
-        BadRowError: it is none.
+        BadRowError: a row of our own says none.
     """
-    split = row.get("split") if isinstance(row, dict) and row.keys() <= set(_OWN) else None
-    if split is None or split in get_args(Split):
+    split = row.get("split") if isinstance(row, dict) else None
+    if split == "held_out":
+        return "held_out"
+    if split is None or not _is_own(row):
+        return None
+    if split in get_args(Split):
         return split
     raise BadRowError(f'has the split {shortened(split)}; expected "train" or "held_out"')
+
+
+def _is_own(row: Any) -> bool:  # noqa: ANN401 - a row may be anything
+    """Whether an object has the columns of our own prompts, or of a run's, and no others."""
+    return row.keys() <= _OWN or row.keys() == _OF_RUNS
 
 
 def _form(file: DataFile, row: object) -> PromptForm:
@@ -259,7 +272,7 @@ def prompt_form(file: DataFile, row: object) -> PromptForm | None:
         return None
     if file.strengths:
         raise BadRowError("is a prompt, and 'strengths' is set, which is not read in prompts; leave strengths out")
-    if row.keys() <= set(_OWN) and given.items() <= {"prompt": column}.items():
+    if _is_own(row) and given.items() <= {"prompt": column}.items():
         own = {"prompt": column, **({"split": "split"} if "split" in row else {})}
         return PromptForm("prompts", own, lambda row: _own(turns, row), _KEYS)
     columns = _columns(file, row, column)

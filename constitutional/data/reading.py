@@ -203,7 +203,8 @@ def _prompts(file: DataFile, to: Path | None, progress: Progress) -> DataReading
     with own_file(to) as out:
         for number, row in seen:
             messages = _checked(rows, number, partial(_conversation, form, row))
-            _checked(rows, number, partial(split_of, row))
+            if _checked(rows, number, partial(split_of, row)):
+                form.columns["split"] = "split"
             key = hash(conversation_of(messages))
             keys.append(key)
             if len(samples) < SAMPLES:
@@ -239,7 +240,7 @@ def _of_prompts(
         duplicates=duplicates,
         prompts=len(keys) - duplicates,
         columns=form.columns,
-        ignored_columns=seen.ignored((*form.columns.values(), *(("split",) if form.name == "prompts" else ()))),
+        ignored_columns=seen.ignored(form.columns.values()),
         warnings=(*notes, *_licence(file, seen, form.name)),
         samples=tuple(samples),
         keys=form.keys,

@@ -11,6 +11,7 @@ from constitutional.base.records import Message, Prompt
 from constitutional.base.shipped import shipped
 from constitutional.cli.main import main
 from constitutional.data.prompts import MAX_CHARACTERS, conversation_of, load_prompt_set, opening_of, prompts_within
+from constitutional.data.reading import read_data
 from constitutional.data.sources import DataFile
 from constitutional.stages.prompts import FilePrompts
 
@@ -183,6 +184,27 @@ def test_declared_splits_are_kept_and_as_many_more_as_are_missing_are_drawn(tmp_
         assert loaded(path, held_out=5, seed=seed) == prompts
     assert len(drawn) == 21  # each open one now and then: that one is never drawn has a chance of 0.8^30 = 0.1%
     assert Counter(prompt.split for prompt in loaded(path, held_out=0, seed=0))["held_out"] == 1
+
+
+@pytest.mark.parametrize("beside", [{"id": 7}, {"id": "7", "source": "x", "info": {}}, {"topic": "cats"}])
+def test_a_prompt_declared_held_out_is_so_whatever_columns_stand_beside(
+    tmp_path: Path, beside: dict[str, object]
+) -> None:
+    """Prompts with ids, those that a run wrote, and those of other tools."""
+    splits = {"a": "held_out", "b": "train", "c": "held_out"}
+    rows = [
+        {"messages": [{"role": "user", "content": text}], "split": split} | beside for text, split in splits.items()
+    ]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    assert {prompt.messages[0].content: prompt.split for prompt in loaded(path, held_out=0, seed=0)} == splits
+    assert read_data(DataFile(path=path)).columns == {"prompt": "messages", "split": "split"}
+
+
+def test_the_words_of_another_set_s_split_are_not_ours(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "split": split, "id": 1} for text, split in zip("abc", ("train", "test", 3), strict=True)]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    assert {prompt.split for prompt in loaded(path, held_out=0, seed=0)} == {"train"}
+    assert read_data(DataFile(path=path)).ignored_columns == ("split", "id")
 
 
 def test_prompts_added_later_leave_most_of_the_split_as_it_was(tmp_path: Path) -> None:
