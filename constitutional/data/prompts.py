@@ -8,6 +8,7 @@ import difflib
 import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
 from typing import Any, Final, NamedTuple, get_args
 
@@ -410,22 +411,35 @@ def prompts_within(conversation: Conversation) -> Iterator[Conversation]:
 
 
 def opening_of(turns: Iterable[tuple[str, str, str]]) -> Conversation:
-    """The shortest of the prompts within a conversation: the words up to the user's first message.
+    """The words of a conversation up to the user's first message, without the system's messages that begin it.
 
     Args:
         turns: the role, the content and the `extra` of all messages.
     """
-    said = []
+    said: list[tuple[str, str]] = []
     for role, content, extra in turns:
-        said.append((role, canonical(content) + extra))
+        if role != "system" or said:
+            said.append((role, canonical(content) + extra))
         if role in ("user", "tool"):
             break
     return tuple(said)
 
 
-def contains_one_of(messages: Iterable[Message], prompts: Container[Conversation]) -> bool:
-    """Whether a conversation is one of the prompts, or goes on from one with its answer."""
-    return any(prompt in prompts for prompt in prompts_within(conversation_of(messages)))
+def held_out_of(prompts: Iterable[Prompt]) -> frozenset[Conversation]:
+    """The prompts that are held out for evaluation, as `contains_one_of` looks for them."""
+    return frozenset(_after_system(prompt.messages) for prompt in prompts if prompt.split == "held_out")
+
+
+def contains_one_of(messages: Iterable[Message], held_out: Container[Conversation]) -> bool:
+    """Whether a conversation is one of the prompts (`held_out_of`), or goes on from one with its answer.
+
+    The system's messages that begin either are left out: a run may put one before prompts, and people's files lack it.
+    """
+    return any(prompt in held_out for prompt in prompts_within(_after_system(messages)))
+
+
+def _after_system(messages: Iterable[Message]) -> Conversation:
+    return tuple(dropwhile(lambda turn: turn[0] == "system", conversation_of(messages)))
 
 
 def _check_splits(path: Path | str, sides: Sides, declared: int, held_out: int, missing: int) -> None:

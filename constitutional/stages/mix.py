@@ -53,7 +53,7 @@ from constitutional.base.shards import (
 from constitutional.base.stats import weighted_mean
 from constitutional.base.text import same_text
 from constitutional.data.comparisons import divisor, read_comparisons
-from constitutional.data.prompts import Conversation, contains_one_of, conversation_of, opening_of
+from constitutional.data.prompts import Conversation, contains_one_of, held_out_of, opening_of
 from constitutional.data.sources import DataFile, as_files, check_weights
 from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.aggregation import estimated, too_few
@@ -644,7 +644,8 @@ def within_margin(p: float, margin: float) -> bool:
 def is_held_out(messages: Iterable[Message], settings: Settings, seed: int) -> bool:
     """Whether the preferences of a training prompt are kept to measure the reward model on.
 
-    The words up to the user's first message decide, so that no conversation goes on from one on the other side.
+    The words up to the user's first message decide, so that no conversation goes on from one on the other side. The
+    system's message is left out of them: a run may put one before its prompts that people's pairs lack.
     """
     return _is_held_out(_opening(messages), settings, seed)
 
@@ -713,7 +714,7 @@ def _rounded(number: float) -> int:
 
 def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Iterable[Prompt]) -> list[Preference]:
     """Those whose conversation neither is a prompt that is held out for evaluation nor goes on from one."""
-    held_out = {conversation_of(prompt.messages) for prompt in prompts if prompt.split == "held_out"}
+    held_out = held_out_of(prompts)
     return [preference for preference in preferences if not contains_one_of(preference.prompt.messages, held_out)]
 
 

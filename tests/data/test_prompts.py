@@ -431,7 +431,7 @@ def test_the_shipped_prompts_are_two_hundred_different_ones() -> None:
     assert FilePrompts(path=Path("mine.txt")).path == Path("mine.txt")
 
 
-def test_the_opening_of_a_conversation_is_its_shortest_prompt() -> None:
+def test_the_opening_of_a_conversation_is_its_shortest_prompt_without_the_system_s_message() -> None:
     messages = (
         Message("system", "Be  calm."),
         Message("user", " Why? "),
@@ -439,6 +439,6 @@ def test_the_opening_of_a_conversation_is_its_shortest_prompt() -> None:
         Message("user", "Really?"),
     )
     turns = [(message.role, message.content, message.extra) for message in messages]
-    assert opening_of(turns) == (("system", "Be calm."), ("user", "Why?"))
-    assert opening_of(turns) == next(prompts_within(conversation_of(messages)))
+    assert opening_of(turns) == opening_of(turns[1:]) == (("user", "Why?"),)
+    assert opening_of(turns) == next(prompts_within(conversation_of(messages[1:])))
     assert opening_of([("tool", "42", '{"k": 1}'), *turns]) == (("tool", '42{"k": 1}'),)

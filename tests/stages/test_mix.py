@@ -24,6 +24,7 @@ from constitutional.stages.mix import (
     Settings,
     amounts_of,
     check_amounts,
+    is_held_out,
     mix,
     run,
     without_evaluation_prompts,
@@ -827,6 +828,31 @@ def test_a_human_pair_that_goes_on_from_an_evaluation_prompt_is_left_out() -> No
     longer = human("x").model_copy(update={"prompt": Prompt(messages=turns)})
     kept = without_evaluation_prompts([longer, human("y")], [asked("secret one", "held_out")])
     assert [preference.prompt.messages[0].content for preference in kept] == ["y"]
+
+
+def test_a_system_message_before_the_run_s_prompts_hides_no_pair_on_an_evaluation_prompt() -> None:
+    system = Message("system", "Be brief.")
+    secret, own = (Prompt(messages=(system, Message("user", text)), split="held_out") for text in ("secret", "own"))
+    with_own = human("own").model_copy(
+        update={"prompt": Prompt(messages=(Message("system", "Rhyme."), *own.messages[1:]))}
+    )
+    kept = without_evaluation_prompts([human("secret"), with_own, human("open")], [secret, own])
+    assert [preference.prompt.messages[-1].content for preference in kept] == ["open"]
+
+
+def test_a_comparison_and_a_person_s_pair_on_one_prompt_are_on_one_side_whatever_the_system_s_message() -> None:
+    system, names = Message("system", "Be brief."), [f"{number}" for number in range(40)]
+    own = [
+        Comparison(prompt=Prompt(messages=(system, Message("user", name))), a="A", b="B", model="m") for name in names
+    ]
+    settings = Settings(held_out_share=0.5)
+    found = mixed([(row, 0.9) for row in own], people=map(human, names), settings=settings)
+    sides = {source: {} for source in ("ai", "human")}  # type: dict[str, dict[str, str]]
+    for row in found.preferences:
+        sides[row.source][row.prompt.messages[-1].content] = row.split
+        assert is_held_out(row.prompt.messages, settings, 0) == (row.split == "held_out")
+    assert sides["ai"] == sides["human"]
+    assert set(sides["ai"].values()) == {"train", "held_out"}
 
 
 def test_conversations_with_one_opening_are_on_one_side_of_the_split() -> None:
