@@ -56,7 +56,7 @@ from constitutional.data.comparisons import divisor, read_comparisons
 from constitutional.data.prompts import Conversation, contains_one_of, held_out_of, opening_of
 from constitutional.data.sources import DataFile, as_files, check_weights
 from constitutional.data.verdicts import read_verdicts
-from constitutional.judging.aggregation import estimated, too_few
+from constitutional.judging.aggregation import estimated, in_all_first, too_few
 from constitutional.judging.people import work_of
 from constitutional.judging.priorities import overridden
 from constitutional.stages.context import StageContext
@@ -536,10 +536,15 @@ def _by_people(
 ) -> list[Preference]:
     """People's preference: the estimate, or else the mean over raters who preferred a side or saw a tie.
 
-    There is none where all raters saw two bad responses, nor, unless ties are kept, where it is even.
+    Of a rater the verdict in all counts, and where there is none the mean of those by principles. There is no
+    preference where all raters saw two bad responses, nor, unless ties are kept, where it is even.
     """
+    verdicts = in_all_first(verdicts)
     opinions = [row for row in verdicts if estimate is not None or row.choice != "both_bad"]
-    p_a = estimate if estimate is not None else fmean([_p_a(row, settings) for row in opinions] or [0.5])
+    by_rater = defaultdict[str, list[float]](list)
+    for row in opinions:
+        by_rater[row.rater].append(_p_a(row, settings))
+    p_a = estimate if estimate is not None else fmean(map(fmean, by_rater.values()) if by_rater else [0.5])
     if _even(p_a):
         choices = {verdict.choice for verdict in verdicts}
         why = next(iter(choices)) if len(choices) == 1 else "conflict"

@@ -194,6 +194,29 @@ def test_raters_who_disagree_are_averaged() -> None:
     assert preference.rests_on == tuple(rater.id for rater in raters[:3])
 
 
+def by(principle: str, verdict: Verdict) -> Verdict:
+    return verdict.model_copy(update={"principle": principle})
+
+
+def test_a_rater_s_verdict_in_all_counts_and_not_those_by_principles_beside_it() -> None:
+    one, other = compared("1"), compared("2")
+    ada, ben = said(one, "a", "ada"), by("calm", said(one, "a", "ben", 4))
+    rows = [ada, by("brief", said(one, "b", "ada")), by("kind", said(one, "b", "ada")), ben]
+    rows += [by("calm", said(other, "b", "ada", 2)), by("brief", said(other, "a", "ada")), said(other, "b", "ben", 3)]
+    first, second = mixed([(one, 0.5), (other, 0.5)], rows).preferences
+    assert (first.chosen, first.principles, first.rests_on) == ("A", ("calm",), (ada.id, ben.id))
+    assert first.probability == pytest.approx((0.65 + 0.97) / 2)
+    # Of ada, who says nothing in all, the mean of 0.2 and 0.65; of ben 0.1.
+    assert (second.chosen, second.probability) == ("B", pytest.approx(1 - (0.425 + 0.1) / 2))
+    assert second.rests_on == tuple(row.id for row in rows[4:])
+
+
+def test_who_says_both_bad_in_all_prefers_neither_whatever_the_principles() -> None:
+    one = compared("1")
+    found = mixed([(one, 0.9)], [said(one, "both_bad"), by("kind", said(one, "b"))])
+    assert (found.preferences, found.counts["verdicts without a preference: both_bad"]) == ([], 1)
+
+
 def test_dawid_and_skene_decide_a_conflict_for_the_rater_who_errs_less() -> None:
     rows = [compared(f"{number}") for number in range(121)]
     votes = [said(row, "a" if number % 2 else "b", rater) for number, row in enumerate(rows[:120]) for rater in "xy"]
