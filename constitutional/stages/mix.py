@@ -51,10 +51,11 @@ from constitutional.base.shards import (
     one_by_one,
 )
 from constitutional.base.stats import weighted_mean
-from constitutional.base.text import same_text
+from constitutional.base.text import canonical, same_text
 from constitutional.data.comparisons import divisor, read_comparisons
-from constitutional.data.prompts import Conversation, contains_one_of, held_out_of, opening_of
+from constitutional.data.prompts import Conversation, contains_one_of, conversation_of, held_out_of, opening_of
 from constitutional.data.sources import DataFile, as_files, check_weights
+from constitutional.data.splits import digest
 from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.aggregation import estimated, in_all_first, too_few
 from constitutional.judging.people import work_of
@@ -572,19 +573,22 @@ def _p_a(verdict: Verdict, settings: Settings) -> float:
 
 
 def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *, keep: bool) -> list[Preference]:
-    """One preference for each comparison: what several people said of it is averaged.
+    """One preference for each comparison: what several people said of it, in one file or several, is averaged.
 
     Verdicts by different principles stay several, as on PKU-SafeRLHF's pairs, where the more helpful reply may be the
     less safe; together they weigh as one at most. What comes out even is dropped unless ties are kept. What a file says
     that a model prefers counts where no person judged the comparison.
     """
-    by_people = {preference.comparison for preference in preferences if preference.source == "human"}
-    groups: defaultdict[str, dict[tuple[str, ...], list[Preference]]] = defaultdict(dict)
-    for preference in preferences:
-        if preference.source == "human" or preference.comparison not in by_people:
-            groups[preference.comparison].setdefault(preference.principles, []).append(preference)
+    several = len({preference.prompt.source for preference in preferences}) > 1
+    pairs = [_pair_of(preference) if several else preference.comparison for preference in preferences]
+    by_people = {pair for pair, preference in zip(pairs, preferences, strict=True) if preference.source == "human"}
+    groups: defaultdict[str | bytes, dict[tuple[str, ...], list[Preference]]] = defaultdict(dict)
+    for pair, preference in zip(pairs, preferences, strict=True):
+        if preference.source == "human" or pair not in by_people:
+            groups[pair].setdefault(preference.principles, []).append(preference)
     made = []
-    for comparison_id, by_principle in groups.items():
+    for by_principle in groups.values():
+        comparison_id = next(iter(by_principle.values()))[0].comparison
         counts["human comparisons judged by several principles"] += len(by_principle) > 1
         shared = divisor([preference.weight for preference in group] for group in by_principle.values())
         for group in by_principle.values():
@@ -592,6 +596,12 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *
             if averaged is not None:
                 made.append(_with(averaged, comparison=comparison_id, weight=averaged.weight / shared))
     return made
+
+
+def _pair_of(preference: Preference) -> bytes:
+    """What a pair is known by whatever the file: in the id of its comparison is the file's name, too."""
+    replies = sorted(map(canonical, (preference.chosen, preference.rejected)))
+    return digest((conversation_of(preference.prompt.messages), replies))
 
 
 def _averaged(group: Sequence[Preference], counts: Counter[str], *, keep: bool) -> Preference | None:

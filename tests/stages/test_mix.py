@@ -18,6 +18,7 @@ from constitutional.base.records import (
     SpotCheck,
     Verdict,
 )
+from constitutional.data.comparisons import read_comparisons
 from constitutional.data.sources import DataFile
 from constitutional.stages.mix import (
     Mixed,
@@ -356,6 +357,22 @@ def test_what_several_people_said_of_one_comparison_elsewhere_is_averaged() -> N
     assert preference.probability == pytest.approx((1 + 0.8 + 0.4) / 3)
     assert preference.comparison == rows[0].comparison
     assert counts["human comparisons rated more than once"] == 1
+
+
+def test_opinions_on_one_pair_in_several_files_are_brought_together(tmp_path: Path) -> None:
+    pair, swapped = {"prompt": "Q", "chosen": "x", "rejected": "y"}, {"prompt": " Q ", "chosen": "y", "rejected": "x"}
+    rows = {"a": pair | {"probability": 0.9}, "b": swapped | {"probability": 0.7}, "c": swapped, "d": pair}
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    a, b, c, d = (DataFile(path=tmp_path / f"{name}.jsonl") for name in "abcd")
+    read = read_comparisons([a, b]).preferences
+    [both] = mixed(people=read).preferences
+    assert (both.chosen, both.probability) == ("x", pytest.approx((0.9 + 0.3) / 2))
+    assert (both.comparison, both.rests_on) == (read[0].comparison, ("a.jsonl:1", "b.jsonl:1"))
+    by_model = d.model_copy(update={"source": "ai"})
+    [people] = mixed(people=read_comparisons([by_model, c]).preferences).preferences
+    assert (people.chosen, people.source) == ("y", "human")  # a model's label gives way
+    assert mixed(people=read_comparisons([c, d]).preferences).counts["human comparisons undecided"] == 1
 
 
 def test_people_who_contradict_each_other_evenly_leave_no_preference() -> None:
