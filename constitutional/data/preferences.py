@@ -100,6 +100,7 @@ class PreferenceReader(PairReader):
             raise BadRowError(f"is not read as 'columns' says ({', '.join(given)}); expected {needed}")
         if form:
             form.labelled = _labelled(form, row)
+            self.columns = form.columns
         return form
 
     def candidates(self, form: PairForm, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:

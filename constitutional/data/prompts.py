@@ -39,9 +39,6 @@ COLUMNS: Final = (
     *("text", "chosen"),
 )
 """Columns that hold a prompt, or a conversation that begins with it, in the order in which they are looked for."""
-INPUTS: Final = ("input", "context")
-"""Columns that go on from an instruction or a question."""
-SYSTEMS: Final = ("system", "system_prompt", "system_message")
 _KEYS: Final[tuple[ReadAs, ...]] = ("prompt", "input", "system")
 EXPECTED: Final = (
     'a text in quotes, {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}, '
@@ -261,7 +258,8 @@ def prompt_form(file: DataFile, row: object) -> PromptForm | None:
     """How a file that begins with this row is read as prompts; None where it holds none."""
     turns = Turns()
     if isinstance(row, str):
-        return PromptForm("texts", {"prompt": "the whole line"}, lambda row: _own(turns, row))
+        columns = {"prompt": "the whole line"}
+        return PromptForm("texts", columns, lambda row: _own(file, turns, row, columns))
     if not isinstance(row, dict):
         return None
     if problem := file.check_columns(row):
@@ -274,33 +272,32 @@ def prompt_form(file: DataFile, row: object) -> PromptForm | None:
     if file.strengths:
         raise BadRowError("is a prompt, and 'strengths' is set, which is not read in prompts; leave strengths out")
     if _is_own(row) and given.items() <= {"prompt": column}.items():
-        own = {"prompt": column, **({"split": "split"} if "split" in row else {})}
-        return PromptForm("prompts", own, lambda row: _own(turns, row), _KEYS)
-    columns = _columns(file, row, column)
+        columns = {"prompt": column, **({"split": "split"} if "split" in row else {})}
+        return PromptForm("prompts", columns, lambda row: _own(file, turns, row, columns), _KEYS)
+    columns = {"prompt": column} | file.beside(row, column)
     if problem := file.check_read(columns, "prompts", _KEYS):
         raise BadRowError(problem)
+
+    name = f"'{column}' of a set of conversations"
+    return PromptForm(name, columns, _reader(file, turns, columns, row), _KEYS)
+
+
+def _reader(
+    file: DataFile, turns: Turns, columns: dict[str, str], first: Mapping[str, object]
+) -> Callable[[Any], tuple[Message, ...]]:
+    """What reads rows in these columns, to which those beside the prompt are added that the first row lacks."""
+    column, met = columns["prompt"], set(first)
 
     def read(row: Any) -> tuple[Message, ...]:  # noqa: ANN401 - a row may be anything
         if not isinstance(row, dict) or column not in row:
             raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
+        if not row.keys() <= met:  # JSON lines may leave out what a row lacks
+            met.update(row)
+            columns.update(file.beside(row, column) | columns)
         messages = _with_more(turns.prompt(row[column], column), row, columns)
         return _answerable(_after_history(turns, messages, row) if "history" in columns else messages)
 
-    return PromptForm(f"'{column}' of a set of conversations", columns, read, _KEYS)
-
-
-def _columns(file: DataFile, row: Mapping[str, object], column: str) -> dict[str, str]:
-    """The columns of a prompt by what they are read as, where it stands in this one."""
-    given, columns = file.columns, {"prompt": column}
-    inputs = (given["input"],) if "input" in given else INPUTS if column in ("instruction", "question") else ()
-    systems = (given["system"],) if "system" in given else SYSTEMS
-    for role, candidates in (("input", inputs), ("system", systems)):
-        more = next((name for name in candidates if name in row and isinstance(row[name], str | None)), None)
-        if more is not None:
-            columns[role] = more
-    if column == "instruction" and isinstance(row.get("history"), list):
-        columns["history"] = "history"
-    return columns
+    return read
 
 
 def _after_history(turns: Turns, messages: tuple[Message, ...], row: Mapping[str, object]) -> tuple[Message, ...]:
@@ -314,8 +311,11 @@ def _may_be_prompt(name: str, value: object) -> bool:
     return is_list_of(str, value) if name == "data" else isinstance(value, str | list | dict)
 
 
-def _own(turns: Turns, row: object) -> tuple[Message, ...]:
-    """The conversation in a row of our own: a text, or an object with `prompt` or `messages`."""
+def _own(file: DataFile, turns: Turns, row: object, columns: dict[str, str]) -> tuple[Message, ...]:
+    """The conversation in a row of our own: a text, or an object with `prompt` or `messages`, and a system's message.
+
+    The columns of that are added to those that are read.
+    """
     if isinstance(row, str):
         return (Message("user", row),)
     if not isinstance(row, dict):
@@ -325,7 +325,11 @@ def _own(turns: Turns, row: object) -> tuple[Message, ...]:
         raise BadRowError(_no_prompt(row))
     if not isinstance(row[name], str | list):
         raise BadRowError(f"'{name}' is {shortened(row[name])}, which is no prompt; expected {EXPECTED}")
-    return _answerable(turns.prompt(row[name], name))
+    messages = turns.prompt(row[name], name)
+    if not row.keys() <= _OWN:
+        columns.update(file.beside(row, name) | columns)
+        messages = _with_more(messages, row, columns)
+    return _answerable(messages)
 
 
 def _no_prompt(row: Mapping[str, object]) -> str:

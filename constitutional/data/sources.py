@@ -95,6 +95,11 @@ _KINDS: Final[Mapping[ReadAs, tuple[tuple[type, ...], str]]] = {
 """The types of the columns that settings name; numbers stand as texts in tables."""
 
 
+_INPUTS: Final = ("input", "context")
+"""Columns that go on from an instruction or a question."""
+_SYSTEMS: Final = ("system", "system_prompt", "system_message")
+
+
 class DataFile(Frozen):
     """A file of rows, how its columns are read, and its weight in a mixture."""
 
@@ -145,6 +150,20 @@ class DataFile(Frozen):
                     f"leave {role} out"
                 )
         return None
+
+    def beside(self, row: Mapping[str, object], column: str) -> dict[str, str]:
+        """The columns of a row that go with the prompt in this one, by what they are read as."""
+        given, columns = self.columns, dict[str, str]()
+        inputs = (given["input"],) if "input" in given else _INPUTS if column in ("instruction", "question") else ()
+        systems = (given["system"],) if "system" in given else _SYSTEMS
+        for role, names in (("input", inputs), ("system", systems)):
+            for name in names:
+                if name in row and isinstance(row[name], str | None):
+                    columns[role] = name
+                    break
+        if column == "instruction" and "history" in row and isinstance(row["history"], list | None):
+            columns["history"] = "history"
+        return columns
 
     @property
     def name(self) -> str:

@@ -424,6 +424,42 @@ def test_a_system_message_is_put_before_prompts_that_have_none(tmp_path: Path) -
     assert [turn.content for turn in two.messages] == ["Be odd.", "Two?"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "read"),
+    [
+        (["One?", {"prompt": "Two?", "system": "S"}], [("user", "One?"), ("system", "S"), ("user", "Two?")]),
+        (
+            [{"prompt": "One?"}, {"prompt": "Two?", "system": "S"}],
+            [("user", "One?"), ("system", "S"), ("user", "Two?")],
+        ),
+        (
+            [{"instruction": "Sing.", "output": "x"}, {"instruction": "Translate:", "input": "the cat", "output": "x"}],
+            [("user", "Sing."), ("user", "Translate:\nthe cat")],
+        ),
+        (
+            [{"instruction": "One?", "history": None}, {"instruction": "Two?", "history": [["Hi", "Ho"]]}],
+            [("user", "One?"), ("user", "Hi"), ("assistant", "Ho"), ("user", "Two?")],
+        ),
+        # What the first row shows to be something else is not read.
+        (
+            [{"prompt": "One?", "system": 3, "id": 1}, {"prompt": "Two?", "system": "S"}],
+            [("user", "One?"), ("user", "Two?")],
+        ),
+    ],
+)
+def test_what_goes_with_a_prompt_is_read_where_the_first_row_lacks_it(
+    tmp_path: Path, rows: list[object], read: list[tuple[str, str]]
+) -> None:
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    prompts = loaded(path, held_out=0, seed=0)
+    assert [(turn.role, turn.content) for prompt in prompts for turn in prompt.messages] == read
+
+
+def test_a_column_that_later_rows_alone_have_is_shown_as_read(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"prompt": "One?"}\n{"prompt": "Two?", "system": "S"}\n')
+    assert read_data(DataFile(path=path)).columns == {"prompt": "prompt", "system": "system"}
+
+
 def test_the_shipped_prompts_are_two_hundred_different_ones() -> None:
     prompts = load_prompt_set(shipped("prompts") / "sets" / "everyday.txt", held_out=None, seed=0)
     assert (len(prompts.prompts), len(prompts.repeated)) == (200, 0)

@@ -37,13 +37,12 @@ PROMPTS: Final = (
     *("conversation", "context", "input", "history", "post", "trajectory"),
 )
 """Columns of the conversation before the replies, in the order in which they are looked for."""
-INPUTS: Final = ("input", "context")
-"""Columns that go on from an instruction or a question."""
-SYSTEMS: Final = ("system", "system_prompt", "system_message")
 RATERS: Final = ("rater", "judge", "annotator", "worker", "judge_hash")
 """Columns that say who compares."""
 _OWN: Final = ("probability", "rater", "principle", "weight", "strength", "raters")
 """Columns of our own rows beside the replies."""
+_WHO: Final = {"source": "source", "principles": "principles"}
+"""More of them, which are read where a row says who prefers."""
 CONTEXT: Final[tuple[ReadAs, ...]] = ("prompt", "input", "system")
 """What is read of the conversation, as `columns` may name it."""
 _OTHER: Final = {"prompt": "messages", "messages": "prompt"}
@@ -82,6 +81,10 @@ class PairReader:
         """
         self.file = file
         self.texts = texts
+        self.columns: dict[str, str] = {}
+        """Those of the form, once it is known."""
+        self._met: set[str] = set()
+        """Columns of which it is known whether they are read with the prompt."""
         self.turns = Turns()
         self.notes: Counter[str] = self.turns.notes
 
@@ -163,21 +166,19 @@ class PairReader:
         column = next((name for name in names if isinstance(row.get(name), str | list | dict)), None)
         if column is None:
             return {}
-        columns = {"prompt": column}
-        # An "input" that goes on from an instruction, unless it is the conversation itself.
-        inputs = (given["input"],) if "input" in given else INPUTS if column in ("instruction", "question") else ()
-        systems = (given["system"],) if "system" in given else SYSTEMS
-        for role, candidates in (("input", inputs), ("system", systems)):
-            if more := next(
-                (name for name in candidates if isinstance(row.get(name), str | None) and name in row), None
-            ):
-                columns[role] = more
-        if column == "instruction" and isinstance(row.get("history"), list):
-            columns["history"] = "history"
-        return columns
+        self._met.update(row)
+        return {"prompt": column} | self.file.beside(row, column)
 
-    def context(self, row: Row, columns: Mapping[str, str]) -> Conversation:
-        """The conversation that the replies answer.
+    def meet(self, row: Row, columns: dict[str, str]) -> None:
+        """Add what goes with the prompt and the first row lacks: JSON lines may leave out what a row has not."""
+        if not row.keys() <= self._met and "prompt" in columns:
+            self._met.update(row)
+            late = self.file.beside(row, columns["prompt"])
+            for known in (columns, self.columns):
+                known.update(late | known)
+
+    def context(self, row: Row, columns: dict[str, str]) -> Conversation:
+        """The conversation that the replies answer, in columns to which those are added that later rows alone have.
 
         Raises:
             BadRowError: it is none.
@@ -185,6 +186,7 @@ class PairReader:
         column = columns.get("prompt")
         if column is None:
             return ()
+        self.meet(row, columns)
         if column not in row and _OTHER.get(column) in row:
             column = _OTHER[column]  # our own rows have either
         if column not in row:
@@ -277,13 +279,17 @@ class OwnColumns:
         self.names: dict[str, str] = {role: given.get(role, role) for role in _OWN} | reader.rater_column(row)
         asked = given.keys() | ({"strength"} if reader.file.strengths else set())
         self._leave_others(row, asked)
-        labels = {self.names[role] for role in ("probability", "strength") if role in self.names}
-        self.marked = row.get("source") in ("ai", "human") and not labels.isdisjoint(row)
-        """Whether rows say who prefers, and by which principles."""
+        self._labels = {self.names[role] for role in ("probability", "strength") if role in self.names}
+        self.marked = self._says_who(row)
+        """Whether the first row says who prefers, so that all must."""
         if self.marked:
-            self.names |= {"source": "source", "principles": "principles"}
+            self.names |= _WHO
             self._leave_others(row, asked)
         columns |= {role: column for role, column in self.names.items() if column in row}
+
+    def _says_who(self, row: Row) -> bool:
+        """Whether a row says who prefers, beside how sure or how much."""
+        return row.get("source") in ("ai", "human") and not self._labels.isdisjoint(row)
 
     def _leave_others(self, row: Row, asked: Container[str]) -> None:
         """Leave out the columns that hold something else; refuse one of those that were asked for."""
@@ -303,7 +309,8 @@ class OwnColumns:
             BadRowError: a column holds something else.
         """
         said: dict[str, Any] = {}
-        for role, column in self.names.items():
+        names = self.names if self.marked or not self._says_who(row) else self.names | _WHO
+        for role, column in names.items():
             value = self._parsed(role, column, row.get(column))
             if value is not None:
                 said[role] = value
