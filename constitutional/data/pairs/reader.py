@@ -192,7 +192,7 @@ class PairReader:
         if column not in row:
             raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
         turns = self.turns.prompt(row[column], column)
-        if "input" in columns and (more := row.get(columns["input"])):
+        if turns and "input" in columns and (more := row.get(columns["input"])):
             last = turns[-1]
             turns = (*turns[:-1], type(last)(last.role, f"{last.content}\n{self.text(more, columns['input'])}"))
         if "history" in columns:
