@@ -23,6 +23,7 @@ _MOST_WARNINGS: Final = 40
 _SETTINGS: Final = ("columns", "strengths", "source")
 _COUNTS: Final = (
     *("rows", "pairs", "preferences", "ties", "both_bad", "equal", "empty", "different_contexts", "unlabelled"),
+    "calls",
     *("duplicates", "prompts", "items", "principles"),
 )
 

@@ -782,6 +782,7 @@ def run(settings: Settings, context: StageContext) -> None:
             "human rows on evaluation prompts": len(read.preferences) - len(human),
             "human ties": read.counts["tie"],
             "human rows whose replies are both bad": read.counts["both_bad"],
+            "human rows empty or equal but for calls of tools": read.counts["calls"],
             "human rows without a verdict": read.counts["unlabelled"],
             "human rows without a prompt": read.without_prompt,
         }

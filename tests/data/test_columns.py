@@ -464,6 +464,33 @@ def test_an_object_with_a_text_is_a_reply_and_no_users_turn(tmp_path: Path) -> N
     assert (reading.samples[0]["messages"], reading.samples[0]["chosen"]) == (messages("Q?", "")[:1], "Yes.")
 
 
+@pytest.mark.parametrize("content", ["Let me look.", None])
+def test_replies_that_differ_in_calls_of_tools_alone_are_left_out_as_such(tmp_path: Path, content: str | None) -> None:
+    def reply(city: str) -> list[dict[str, Any]]:
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+        return [{"role": "assistant", "content": content, "tool_calls": [call]}]
+
+    plain = {"prompt": "Q?", "chosen": messages("Q?", "Yes.")[1:], "rejected": messages("Q?", "No.")[1:]}
+    rows = [plain, {"prompt": "Rome?", "chosen": reply("Rome"), "rejected": reply("Oslo")}]
+    reading = read_data(DataFile(path=written(tmp_path, rows)))
+    assert reading.classes == {"preference": 1, "calls": 1}
+    (warning,) = reading.warnings
+    assert warning.endswith(": 2")
+
+
+def test_a_reply_that_calls_a_tool_is_told_of(tmp_path: Path) -> None:
+    turns: list[dict[str, Any]] = [*messages("Rome?", "Let me look.")]
+    turns[-1]["tool_calls"] = [{"type": "function", "function": {"name": "weather"}}]
+    row = {"chosen": turns, "rejected": messages("Rome?", "No.")}
+    reading = read_data(DataFile(path=written(tmp_path, [row])))
+    assert reading.classes == {"preference": 1}
+    (warning,) = reading.warnings
+    assert warning.endswith(": 1")
+    assert read_comparisons(written(tmp_path, [row])).warnings == (f"rows.jsonl: {warning}",)
+    turns[-1] = {"role": "assistant", "content": "Yes.", "name": "ann"}  # no call
+    assert read_data(DataFile(path=written(tmp_path, [row]))).warnings == ()
+
+
 @pytest.mark.parametrize("column", ["preference_strength", "overall_preference"])
 def test_helpsteers_strengths_go_from_minus_3_to_3(tmp_path: Path, column: str) -> None:
     rows = [{**ROW, column: strength} for strength in (3, -100, 7)]

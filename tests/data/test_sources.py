@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -294,6 +295,13 @@ def test_a_row_of_a_table_is_named_by_its_number(tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist([GOOD, *nul]), tmp_path / "nul.parquet")
     with pytest.raises(InputError, match=r"nul\.parquet: row 2: .*NUL"):
         read_data(DataFile(path=tmp_path / "nul.parquet"))
+
+
+def test_a_column_of_times_that_is_named_as_texts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.Table.from_pylist([{**GOOD, "at": date(2026, 1, 2)}]), path)
+    with pytest.raises(InputError, match=r"'at', which 'columns' names as prompt, is \"2026-01-02\"; expected"):
+        read_data(DataFile(path=path, columns={"prompt": "at"}))
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
-from constitutional.base.jsonl import BadTextError
+from constitutional.base.jsonl import BadTextError, as_json
 from constitutional.base.text import same_text
 from constitutional.data.candidates import (
     Candidate,
@@ -28,7 +28,6 @@ from constitutional.data.turns import (
     Conversation,
     Side,
     Turns,
-    as_json_safe,
     is_blank,
 )
 
@@ -95,17 +94,7 @@ class PairReader:
     def candidate(self, number: int, a: Side, b: Side, opinion: Opinion) -> Candidate:
         """Two replies and an opinion on them, in its class."""
         choice, strength = opinion.choice, opinion.strength
-        label: Class
-        if a.context is not b.context and not alike(a.context, b.context):
-            label = "different_contexts"
-        elif is_blank(a.reply) or is_blank(b.reply) or has_silent_turn(a.context):
-            label = "empty"
-        elif a.reply == b.reply or (not plainly_different(a.reply, b.reply) and same_text(a.reply, b.reply)):
-            label = "equal"
-        elif choice is None:
-            label = "unlabelled"
-        else:
-            label = "preference" if choice in ("a", "b") else choice  # type: ignore[assignment]
+        label = _class_of(a, b, choice)
         source = opinion.source or self.file.source or "human"
         if opinion is CHOSEN and source == "human":
             return Candidate(number, a.context, a.reply, b.reply, label)
@@ -162,7 +151,7 @@ class PairReader:
         given = self.file.columns
         names = (given["prompt"],) if "prompt" in given else PROMPTS
         if not isinstance(row.get(names[0]), str | list | dict | None):
-            raise BadRowError(f"'{names[0]}' is {as_json_safe(row[names[0]])}; expected a text or messages")
+            raise BadRowError(f"'{names[0]}' is {as_json(row[names[0]])}; expected a text or messages")
         column = next((name for name in names if isinstance(row.get(name), str | list | dict)), None)
         if column is None:
             return {}
@@ -221,7 +210,7 @@ class PairReader:
                 number = float(value)
                 if math.isfinite(number):
                     return number
-        raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a number")
+        raise BadRowError(f"'{name}' is {as_json(value)}; expected a number")
 
     def between(self, value: object, name: str, least: float) -> float:
         """A probability of 0.5 to 1, or a share above 0, as the least value says."""
@@ -247,8 +236,21 @@ class PairReader:
         if value is None:
             return ""
         if not _is_name(value):
-            raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a name, as text or as a number")
+            raise BadRowError(f"'{name}' is {as_json(value)}; expected a name, as text or as a number")
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _class_of(a: Side, b: Side, choice: Choice | None) -> Class:
+    """The class of two replies of which the one is better, or neither."""
+    if a.context is not b.context and not alike(a.context, b.context):
+        return "different_contexts"
+    if is_blank(a.reply) or is_blank(b.reply) or has_silent_turn(a.context):
+        return "empty" if a.calls == b.calls else "calls"
+    if a.reply == b.reply or (not plainly_different(a.reply, b.reply) and same_text(a.reply, b.reply)):
+        return "equal" if a.calls == b.calls else "calls"
+    if choice is None:
+        return "unlabelled"
+    return "preference" if choice in ("a", "b") else choice  # type: ignore[return-value]
 
 
 def _is_name(value: object) -> bool:
@@ -319,7 +321,7 @@ class OwnColumns:
         if self.marked and "source" not in said:
             raise BadRowError('\'source\' is null; expected "ai" or "human", as in the first row')
         if not said.keys() <= self._columns.keys():
-            self._columns |= {role: self.names[role] for role in said}
+            self._columns |= {role: names[role] for role in said}
         probability, strength = said.get("probability"), said.get("strength")
         is_tie = probability == 0.5 or (probability is None and strength == 0)
         by = (*([said["principle"]] if "principle" in said else []), *said.get("principles", ()))
@@ -347,14 +349,14 @@ def _strength(reader: PairReader, value: object, column: str) -> int:
             "number from 0: write it without the sign, or swap the replies where the sign is right"
         )
     if number is None or number != int(number):
-        raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected a whole number from 0")
+        raise BadRowError(f"'{column}' is {as_json(value)}; expected a whole number from 0")
     return int(number)
 
 
 def _source(_reader: PairReader, value: object, column: str) -> object:
     """Who prefers."""
     if value not in ("ai", "human"):
-        raise BadRowError(f'\'{column}\' is {as_json_safe(value)}; expected "ai" or "human", as in the first row')
+        raise BadRowError(f'\'{column}\' is {as_json(value)}; expected "ai" or "human", as in the first row')
     return value
 
 
@@ -362,7 +364,7 @@ def _texts(reader: PairReader, value: object, column: str) -> tuple[str, ...] | 
     """The texts of a list; None where it is empty."""
     listed = _listed(reader, value)
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-        raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected a list of texts")
+        raise BadRowError(f"'{column}' is {as_json(value)}; expected a list of texts")
     return tuple(listed) or None
 
 
@@ -370,7 +372,7 @@ def _numbers(reader: PairReader, value: object, column: str) -> tuple[float, ...
     """The numbers of a list; None where it is empty."""
     listed = _listed(reader, value)
     if not isinstance(listed, list) or not all(isinstance(item, int | float) for item in listed):
-        raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected a list of numbers")
+        raise BadRowError(f"'{column}' is {as_json(value)}; expected a list of numbers")
     return tuple(map(float, listed)) or None
 
 
