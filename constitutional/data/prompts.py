@@ -10,7 +10,7 @@ from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Se
 from dataclasses import dataclass
 from itertools import dropwhile
 from pathlib import Path
-from typing import Any, Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple
 
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import as_json, shortened
@@ -230,17 +230,18 @@ def split_of(row: object) -> Split | None:
     Raises:
         BadRowError: a row of our own says none.
     """
-    split = row.get("split") if isinstance(row, dict) else None
+    if not isinstance(row, dict) or (split := row.get("split")) is None:
+        return None
     if split == "held_out":
         return "held_out"
-    if split is None or not _is_own(row):
+    if not _is_own(row):
         return None
-    if split in get_args(Split):
-        return split
+    if split == "train":
+        return "train"
     raise BadRowError(f'has the split {shortened(split)}; expected "train" or "held_out"')
 
 
-def _is_own(row: Any) -> bool:  # noqa: ANN401 - a row may be anything
+def _is_own(row: Mapping[str, object]) -> bool:
     """Whether an object has the columns of our own prompts, or of a run's, and no others."""
     return row.keys() <= _OWN or row.keys() == _OF_RUNS
 

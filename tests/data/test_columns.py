@@ -320,7 +320,7 @@ def test_our_columns_that_only_later_rows_have_are_listed_as_read(tmp_path: Path
 
 
 def test_what_goes_with_a_prompt_or_a_label_is_read_where_the_first_row_lacks_it(tmp_path: Path) -> None:
-    pair = {"instruction": "Translate:", "chosen": "le chat", "rejected": "cat"}
+    pair: dict[str, Any] = {"instruction": "Translate:", "chosen": "le chat", "rejected": "cat"}
     late = {"input": "the cat", "system": "S", "probability": 0.6, "source": "ai", "principles": ["brief"]}
     path = written(tmp_path, [pair, pair | late])
     first, second = read_comparisons(path).preferences
@@ -336,14 +336,17 @@ def test_what_goes_with_a_prompt_or_a_label_is_read_where_the_first_row_lacks_it
 
 def test_a_system_message_that_the_first_row_lacks_goes_before_messages_of_the_replies(tmp_path: Path) -> None:
     turns = {name: [{"role": "user", "content": "Q"}, {"role": "assistant", "content": name}] for name in ("a", "b")}
-    row = {"prompt": "Q", "chosen": turns["a"], "rejected": turns["b"]}
+    row: dict[str, Any] = {"prompt": "Q", "chosen": turns["a"], "rejected": turns["b"]}
     _, second = read_comparisons(written(tmp_path, [row, row | {"system": "S"}])).preferences
     assert [turn.content for turn in second.prompt.messages] == ["S", "Q"]
 
 
 def test_a_stated_probability_is_read_in_a_row_of_as_many_columns_as_the_first(tmp_path: Path) -> None:
     pair = {"chosen": "Yes.", "rejected": "No."}
-    rows = [{"prompt": "1?", "system": "S", **pair}, {"prompt": "2?", "probability": 0.6, **pair}]
+    rows: list[dict[str, Any]] = [
+        {"prompt": "1?", "system": "S", **pair},
+        {"prompt": "2?", "probability": 0.6, **pair},
+    ]
     assert read(written(tmp_path, rows)) == [("Yes.", 1.0), ("Yes.", 0.6)]
 
 
