@@ -222,6 +222,6 @@ def shortened(value: object) -> str:
 
 
 def as_json(value: object) -> str:
-    """A value as JSON, at most 40 characters."""
-    shown = json.dumps(value)
+    """A value as JSON, at most 40 characters; as a text what JSON lacks, such as a time in a table."""
+    shown = json.dumps(value, default=str)
     return shown if len(shown) <= 40 else f"{shown[:37]}..."

@@ -23,6 +23,7 @@ _MOST_WARNINGS: Final = 40
 _SETTINGS: Final = ("columns", "strengths", "source")
 _COUNTS: Final = (
     *("rows", "pairs", "preferences", "ties", "both_bad", "equal", "empty", "different_contexts", "unlabelled"),
+    "calls",
     *("duplicates", "prompts", "items", "principles"),
 )
 
@@ -94,6 +95,9 @@ def _written(reading: "DataReading", to: Path) -> str:
     from constitutional.data.comparisons import CALLED
 
     left = {CALLED[name]: count for name, count in reading.classes.items() if name in CALLED}
+    preferences = sum(reading.classes.get(name, 0) for name in ("preference", "tie"))
+    if preferences > reading.written:
+        left["without a prompt"] = preferences - reading.written
     if reading.kind == "prompts" and reading.duplicates:
         left = {"that stand there before": reading.duplicates}
     rest = f"; left out: {', '.join(f'{count:,} {name}' for name, count in left.items())}" if left else ""

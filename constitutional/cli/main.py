@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from constitutional import __version__
 from constitutional.base.cores import spin_briefly
-from constitutional.base.errors import WRONG_USE, ConstitutionalError, UsageError, complain
+from constitutional.base.errors import WRONG_USE, ConstitutionalError, RunError, UsageError, complain
 from constitutional.base.progress import Progress, percent
 from constitutional.base.text import printable
 from constitutional.cli import (
@@ -66,6 +66,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConstitutionalError as error:
         complain(error)
         return error.exit_code
+    except PermissionError as error:
+        complain(RunError(f"{error.filename or 'a file'}: {error.strerror or error}; name a place that you may use"))
+        return RunError.exit_code
     except KeyboardInterrupt:
         print("constitutional: interrupted", file=sys.stderr)
         return INTERRUPTED

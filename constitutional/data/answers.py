@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from constitutional.base.errors import InputError
-from constitutional.base.jsonl import read_jsonl
 from constitutional.base.records import Comparison, Message, Prompt
 from constitutional.base.stats import Interval, clustered_share
 from constitutional.base.text import canonical
@@ -50,7 +49,8 @@ class AnsweredComparisons(NamedTuple):
 def load_answers(path: Path) -> AnsweredComparisons:
     """The comparisons of a file in the published set's form or in one of those that `read_comparisons` reads.
 
-    The latter name no first response; there a and b stand in the order of their letters.
+    The latter name no first response; there a and b stand in the order of their letters. Labels that the rows say are
+    a model's are left out.
 
     Raises:
         InputError: a row is not of such a form, with its line; or there is none.
@@ -60,7 +60,13 @@ def load_answers(path: Path) -> AnsweredComparisons:
         return AnsweredComparisons(load_hhh(path), 0)
     rows: dict[str, Answered] = {}
     sides: defaultdict[str, set[Side | None]] = defaultdict(set)
-    for preference in read_comparisons(path).preferences:
+    preferences = read_comparisons(path).preferences
+    by_people = [preference for preference in preferences if preference.source == "human"]
+    if not by_people:
+        raise InputError(
+            path, "holds a model's labels alone, which are no answers of people; expected people's choices"
+        )
+    for preference in by_people:
         a, b = sorted((preference.chosen, preference.rejected), key=canonical)
         answer: Side = "a" if a == preference.chosen else "b"
         rows.setdefault(preference.comparison, Answered(Comparison(prompt=preference.prompt, a=a, b=b), answer))
@@ -77,15 +83,15 @@ def load_hhh(path: Path) -> list[Answered]:
     Raises:
         InputError: a row is not of this form; with its line.
     """
-    rows = []
-    for number, row in read_jsonl(path, _EXPECTED):
+    rows, answered = Rows(path, _EXPECTED), []
+    for number, row in rows:
         try:
-            rows.append(hhh_row(row if isinstance(row, dict) else {}, path.name))
+            answered.append(hhh_row(row if isinstance(row, dict) else {}, path.name))
         except ValueError as error:
-            raise InputError(path, f"is no comparison: {error}; expected {_EXPECTED}", number) from error
-    if not rows:
+            raise rows.place(number).error(f"is no comparison: {error}; expected {_EXPECTED}") from error
+    if not answered:
         raise InputError(path, f"holds no comparison; expected {_EXPECTED}")
-    return rows
+    return answered
 
 
 def hhh_row(row: Mapping[str, object], source: str) -> Answered:

@@ -5,15 +5,16 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, Final, Literal, NamedTuple, get_args
 
-from constitutional.base.jsonl import shortened
+from constitutional.base.jsonl import as_json, shortened
 from constitutional.base.text import same_text
 from constitutional.data.sources import ReadAs
-from constitutional.data.turns import BadRowError, Conversation, as_json_safe, is_blank
+from constitutional.data.turns import BadRowError, Conversation, is_blank
 
 Row = Mapping[str, Any]
-Class = Literal["preference", "tie", "both_bad", "equal", "empty", "different_contexts", "unlabelled"]
+Class = Literal["preference", "tie", "both_bad", "equal", "empty", "different_contexts", "unlabelled", "calls"]
 """What a candidate is. `equal`: people read both replies as the same. `empty`: a reply or an earlier turn says nothing.
-`different_contexts`: the replies do not answer the same conversation. `unlabelled`: nobody says which is better."""
+`different_contexts`: the replies do not answer the same conversation. `unlabelled`: nobody says which is better.
+`calls`: without calls of tools, which are not read, it would be empty or equal."""
 CLASSES: Final[tuple[Class, ...]] = get_args(Class)
 Choice = Literal["a", "b", "tie", "both_bad"]
 Source = Literal["ai", "human"]
@@ -125,7 +126,7 @@ def choice_of(value: object, sides: tuple[str, str], name: str) -> Choice | None
             return choice  # type: ignore[return-value]
     if text in _NAMED:
         return _NAMED[text]
-    raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected {sides[0]}, {sides[1]}, tie or both_bad")
+    raise BadRowError(f"'{name}' is {as_json(value)}; expected {sides[0]}, {sides[1]}, tie or both_bad")
 
 
 def signed_opinion(strength: float | None, name: str, most: int) -> Opinion:

@@ -15,7 +15,7 @@ CONTAINERS: Final = frozenset(
     (
         "answers completions candidates outputs replies generations summaries annotations predictions annotators data "
         "comparison fields info meta metadata responses suggestions conversation_history full_conversation history "
-        "individual_preference all_preferences_unprocessed rating ratings scores ranks targets"
+        "individual_preference all_preferences_unprocessed rating ratings scores ranks targets corrects"
     ).split()
 )
 """Columns that hold lists or objects wherever rows have them."""

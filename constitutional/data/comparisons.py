@@ -37,6 +37,7 @@ CALLED: Final[Mapping[str, str]] = {
     "empty": "empty replies or turns",
     "different_contexts": "replies to different conversations",
     "unlabelled": "without a verdict",
+    "calls": "replies empty or equal but for calls of tools",
 }
 """What is said of candidates that are no preferences."""
 

@@ -61,6 +61,9 @@ _LABELLED: Final = (
 _MODELS: Final = re.compile(r"gpt|claude|gemini|llama|mistral|mixtral|qwen|alpaca_eval", re.IGNORECASE)
 """Raters that are models."""
 
+_OF_ROWS: Final = (BadRowError, AttributeError, TypeError, LookupError, ValueError)
+"""What is raised where a row is not of the form of the first."""
+
 MOST_TOGETHER: Final = 1000
 """Rows of one conversation: K replies are K(K−1)/2 pairs, and stand in memory."""
 
@@ -100,6 +103,7 @@ class PreferenceReader(PairReader):
             raise BadRowError(f"is not read as 'columns' says ({', '.join(given)}); expected {needed}")
         if form:
             form.labelled = _labelled(form, row)
+            self.columns = form.columns
         return form
 
     def candidates(self, form: PairForm, rows: Iterable[tuple[int, Any]]) -> Iterator[tuple[int, Sequence[Candidate]]]:
@@ -114,7 +118,7 @@ class PreferenceReader(PairReader):
         for number, row in rows:
             try:
                 yield number, form.read(number, row)
-            except (BadRowError, AttributeError, TypeError) as error:
+            except _OF_ROWS as error:
                 raise BadRowError(self._problem(form, row, error), number) from error
 
     def _grouped(
@@ -124,7 +128,7 @@ class PreferenceReader(PairReader):
             number, row = numbered
             try:
                 return together(row)
-            except (BadRowError, AttributeError, TypeError) as error:
+            except _OF_ROWS as error:
                 raise BadRowError(self._problem(form, row, error), number) from error
 
         for _, members in groupby(rows, key):
@@ -134,7 +138,7 @@ class PreferenceReader(PairReader):
                 raise BadRowError(f"begins more than {MOST_TOGETHER:,} rows of one conversation; expected fewer", first)
             try:
                 made = form.read(first, {"rows": group})
-            except (BadRowError, AttributeError, TypeError) as error:
+            except _OF_ROWS as error:
                 number = error.args[1] if isinstance(error, BadRowError) and len(error.args) > 1 else first
                 raise BadRowError(self._problem(form, row, error), number) from error
             for number, _ in group[:-1]:
@@ -148,4 +152,5 @@ class PreferenceReader(PairReader):
             return f"is {type(row).__name__}; expected an object with {columns}, as in the rows before ({form.name})"
         if isinstance(error, BadRowError):
             return str(error.args[0])
-        return f"is no row of {form.name}: {error}; expected {columns}, of the types of the first row"
+        problem = f"it has no {error}" if isinstance(error, KeyError) else error
+        return f"is no row of {form.name}: {problem}; expected {columns}, of the types of the first row"

@@ -8,8 +8,9 @@ import difflib
 import hashlib
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile
 from pathlib import Path
-from typing import Any, Final, NamedTuple, get_args
+from typing import Any, Final, NamedTuple
 
 from constitutional.base.errors import InputError
 from constitutional.base.jsonl import as_json, shortened
@@ -28,7 +29,9 @@ MAX_CHARACTERS: Final = 100_000
 MOST_HELD_OUT: Final = 200
 """Prompts that are set aside for evaluation where nobody says how many."""
 
-_OWN: Final = ("prompt", "messages", "split")
+_OWN: Final = frozenset(("prompt", "messages", "split"))
+_OF_RUNS: Final = frozenset(("id", *Prompt.model_fields))
+"""The columns of the prompts that a run writes."""
 _ROLES: Final = ("system", "user", "assistant")
 COLUMNS: Final = (
     *("messages", "conversations", "conversation", "prompt", "instruction", "question", "query", "transcript"),
@@ -36,9 +39,6 @@ COLUMNS: Final = (
     *("text", "chosen"),
 )
 """Columns that hold a prompt, or a conversation that begins with it, in the order in which they are looked for."""
-INPUTS: Final = ("input", "context")
-"""Columns that go on from an instruction or a question."""
-SYSTEMS: Final = ("system", "system_prompt", "system_message")
 _KEYS: Final[tuple[ReadAs, ...]] = ("prompt", "input", "system")
 EXPECTED: Final = (
     'a text in quotes, {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}, '
@@ -73,8 +73,8 @@ class PromptForm:
     """How the rows of a file of prompts are read."""
 
     name: str
-    columns: Mapping[str, str]
-    """The file's column by what it is read as."""
+    columns: dict[str, str]
+    """The file's column by what it is read as; those that are met in later rows alone are added."""
     read: Callable[[Any], tuple[Message, ...]]
     """The conversation to be answered in a row; raises BadRowError."""
     keys: tuple[ReadAs, ...] = ()
@@ -223,15 +223,27 @@ def _lines(file: DataFile) -> Iterator[_Line]:
 
 
 def split_of(row: object) -> Split | None:
-    """The split that a row of our own says; None where it leaves it to us. Other sets have a `split`, too.
+    """The split that a row says; None where it leaves it to us.
+
+    Other sets have a `split`, too, with words of their own: beside other columns only `held_out` is ours.
 
     Raises:
-        BadRowError: it is none.
+        BadRowError: a row of our own says none.
     """
-    split = row.get("split") if isinstance(row, dict) and row.keys() <= set(_OWN) else None
-    if split is None or split in get_args(Split):
-        return split
+    if not isinstance(row, dict) or (split := row.get("split")) is None:
+        return None
+    if split == "held_out":
+        return "held_out"
+    if not _is_own(row):
+        return None
+    if split == "train":
+        return "train"
     raise BadRowError(f'has the split {shortened(split)}; expected "train" or "held_out"')
+
+
+def _is_own(row: Mapping[str, object]) -> bool:
+    """Whether an object has the columns of our own prompts, or of a run's, and no others."""
+    return row.keys() <= _OWN or row.keys() == _OF_RUNS
 
 
 def _form(file: DataFile, row: object) -> PromptForm:
@@ -247,7 +259,8 @@ def prompt_form(file: DataFile, row: object) -> PromptForm | None:
     """How a file that begins with this row is read as prompts; None where it holds none."""
     turns = Turns()
     if isinstance(row, str):
-        return PromptForm("texts", {"prompt": "the whole line"}, lambda row: _own(turns, row))
+        columns = {"prompt": "the whole line"}
+        return PromptForm("texts", columns, lambda row: _own(file, turns, row, columns))
     if not isinstance(row, dict):
         return None
     if problem := file.check_columns(row):
@@ -259,34 +272,33 @@ def prompt_form(file: DataFile, row: object) -> PromptForm | None:
         return None
     if file.strengths:
         raise BadRowError("is a prompt, and 'strengths' is set, which is not read in prompts; leave strengths out")
-    if row.keys() <= set(_OWN) and given.items() <= {"prompt": column}.items():
-        own = {"prompt": column, **({"split": "split"} if "split" in row else {})}
-        return PromptForm("prompts", own, lambda row: _own(turns, row), _KEYS)
-    columns = _columns(file, row, column)
+    if _is_own(row) and given.items() <= {"prompt": column}.items():
+        columns = {"prompt": column, **({"split": "split"} if "split" in row else {})}
+        return PromptForm("prompts", columns, lambda row: _own(file, turns, row, columns), _KEYS)
+    columns = {"prompt": column} | file.beside(row, column)
     if problem := file.check_read(columns, "prompts", _KEYS):
         raise BadRowError(problem)
+
+    name = f"'{column}' of a set of conversations"
+    return PromptForm(name, columns, _reader(file, turns, columns, row), _KEYS)
+
+
+def _reader(
+    file: DataFile, turns: Turns, columns: dict[str, str], first: Mapping[str, object]
+) -> Callable[[Any], tuple[Message, ...]]:
+    """What reads rows in these columns, to which those beside the prompt are added that the first row lacks."""
+    column, met = columns["prompt"], set(first)
 
     def read(row: Any) -> tuple[Message, ...]:  # noqa: ANN401 - a row may be anything
         if not isinstance(row, dict) or column not in row:
             raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
+        if not row.keys() <= met:  # JSON lines may leave out what a row lacks
+            met.update(row)
+            columns.update(file.beside(row, column) | columns)
         messages = _with_more(turns.prompt(row[column], column), row, columns)
         return _answerable(_after_history(turns, messages, row) if "history" in columns else messages)
 
-    return PromptForm(f"'{column}' of a set of conversations", columns, read, _KEYS)
-
-
-def _columns(file: DataFile, row: Mapping[str, object], column: str) -> dict[str, str]:
-    """The columns of a prompt by what they are read as, where it stands in this one."""
-    given, columns = file.columns, {"prompt": column}
-    inputs = (given["input"],) if "input" in given else INPUTS if column in ("instruction", "question") else ()
-    systems = (given["system"],) if "system" in given else SYSTEMS
-    for role, candidates in (("input", inputs), ("system", systems)):
-        more = next((name for name in candidates if name in row and isinstance(row[name], str | None)), None)
-        if more is not None:
-            columns[role] = more
-    if column == "instruction" and isinstance(row.get("history"), list):
-        columns["history"] = "history"
-    return columns
+    return read
 
 
 def _after_history(turns: Turns, messages: tuple[Message, ...], row: Mapping[str, object]) -> tuple[Message, ...]:
@@ -300,8 +312,11 @@ def _may_be_prompt(name: str, value: object) -> bool:
     return is_list_of(str, value) if name == "data" else isinstance(value, str | list | dict)
 
 
-def _own(turns: Turns, row: object) -> tuple[Message, ...]:
-    """The conversation in a row of our own: a text, or an object with `prompt` or `messages`."""
+def _own(file: DataFile, turns: Turns, row: object, columns: dict[str, str]) -> tuple[Message, ...]:
+    """The conversation in a row of our own: a text, or an object with `prompt` or `messages`, and a system's message.
+
+    The columns of that are added to those that are read.
+    """
     if isinstance(row, str):
         return (Message("user", row),)
     if not isinstance(row, dict):
@@ -311,7 +326,11 @@ def _own(turns: Turns, row: object) -> tuple[Message, ...]:
         raise BadRowError(_no_prompt(row))
     if not isinstance(row[name], str | list):
         raise BadRowError(f"'{name}' is {shortened(row[name])}, which is no prompt; expected {EXPECTED}")
-    return _answerable(turns.prompt(row[name], name))
+    messages = turns.prompt(row[name], name)
+    if not row.keys() <= _OWN:
+        columns.update(file.beside(row, name) | columns)
+        messages = _with_more(messages, row, columns)
+    return _answerable(messages)
 
 
 def _no_prompt(row: Mapping[str, object]) -> str:
@@ -397,22 +416,35 @@ def prompts_within(conversation: Conversation) -> Iterator[Conversation]:
 
 
 def opening_of(turns: Iterable[tuple[str, str, str]]) -> Conversation:
-    """The shortest of the prompts within a conversation: the words up to the user's first message.
+    """The words of a conversation up to the user's first message, without the system's messages that begin it.
 
     Args:
         turns: the role, the content and the `extra` of all messages.
     """
-    said = []
+    said: list[tuple[str, str]] = []
     for role, content, extra in turns:
-        said.append((role, canonical(content) + extra))
+        if role != "system" or said:
+            said.append((role, canonical(content) + extra))
         if role in ("user", "tool"):
             break
     return tuple(said)
 
 
-def contains_one_of(messages: Iterable[Message], prompts: Container[Conversation]) -> bool:
-    """Whether a conversation is one of the prompts, or goes on from one with its answer."""
-    return any(prompt in prompts for prompt in prompts_within(conversation_of(messages)))
+def held_out_of(prompts: Iterable[Prompt]) -> frozenset[Conversation]:
+    """The prompts that are held out for evaluation, as `contains_one_of` looks for them."""
+    return frozenset(_after_system(prompt.messages) for prompt in prompts if prompt.split == "held_out")
+
+
+def contains_one_of(messages: Iterable[Message], held_out: Container[Conversation]) -> bool:
+    """Whether a conversation is one of the prompts (`held_out_of`), or goes on from one with its answer.
+
+    The system's messages that begin either are left out: a run may put one before prompts, and people's files lack it.
+    """
+    return any(prompt in held_out for prompt in prompts_within(_after_system(messages)))
+
+
+def _after_system(messages: Iterable[Message]) -> Conversation:
+    return tuple(dropwhile(lambda turn: turn[0] == "system", conversation_of(messages)))
 
 
 def _check_splits(path: Path | str, sides: Sides, declared: int, held_out: int, missing: int) -> None:

@@ -4,6 +4,8 @@ import gzip
 import json
 import os
 import re
+import shutil
+import tempfile
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -121,20 +123,21 @@ def _preferences(file: DataFile, to: Path | None, progress: Progress) -> DataRea
         form = reader.form_of(first[1])
         if form is None:
             return None
-        with own_file(to) as out:
-            return _gathered(file, _Columns(rows, progress), reader, form, out)
+        with own_file(to) as out, tempfile.SpooledTemporaryFile(2**20) as aside:
+            own = _OwnRows(out, cast("IO[bytes]", aside)) if out else None
+            return _gathered(file, _Columns(rows, progress), reader, form, own)
     except BadRowError as error:
         number = error.args[1] if len(error.args) > 1 else first[0]
         raise rows.place(number).error(str(error.args[0])) from error
 
 
 def _gathered(
-    file: DataFile, seen: "_Columns", reader: PreferenceReader, form: PairForm, out: IO[bytes] | None
+    file: DataFile, seen: "_Columns", reader: PreferenceReader, form: PairForm, own: "_OwnRows | None"
 ) -> DataReading:
     tally: Counter[tuple[Class, tuple[str, ...]]] = Counter()
     pairs, conversations = array("q"), array("q")
     samples: list[Sequence[Candidate]] = []
-    without_prompt = written = 0
+    without_prompt = 0
     strengths = False
     for _, candidates in reader.candidates(form, seen):
         if candidates and len(samples) < SAMPLES:
@@ -146,9 +149,8 @@ def _gathered(
             conversations.append(conversation)
             without_prompt += not candidate.messages
             strengths = strengths or candidate.strength > 0
-            if out is not None and candidate.label in ("preference", "tie"):
-                out.write(_line(own_row(candidate)))
-                written += 1
+            if own and candidate.label in ("preference", "tie"):
+                own.add(candidate)
     notes = [*reader.warnings(), *_doubts(file, form, strengths=strengths)]
     if without_prompt:
         advice = "they are not trained on; name its column with columns: {prompt: COLUMN}"
@@ -175,8 +177,31 @@ def _gathered(
         samples=tuple(map(_of_a_row, samples)),
         strengths=strengths,
         keys=form.keys,
-        written=None if out is None else written,
+        written=own.end() if own else None,
     )
+
+
+class _OwnRows:
+    """Writes preferences as rows of our own. As all must have a prompt or none, those without give way to others."""
+
+    def __init__(self, out: IO[bytes], aside: IO[bytes]) -> None:
+        """Write to a file, with another for what is put aside."""
+        self._out, self._without = out, aside
+        self._written = self._aside = 0
+
+    def add(self, candidate: Candidate) -> None:
+        """Write one; without a prompt it is put aside."""
+        (self._out if candidate.messages else self._without).write(_line(own_row(candidate)))
+        self._written += bool(candidate.messages)
+        self._aside += not candidate.messages
+
+    def end(self) -> int:
+        """Write what was put aside where there is nothing else; how many are written."""
+        if self._written:
+            return self._written
+        self._without.seek(0)
+        shutil.copyfileobj(self._without, self._out)
+        return self._aside
 
 
 def _doubts(file: DataFile, form: PairForm, *, strengths: bool) -> Iterator[str]:
@@ -203,7 +228,8 @@ def _prompts(file: DataFile, to: Path | None, progress: Progress) -> DataReading
     with own_file(to) as out:
         for number, row in seen:
             messages = _checked(rows, number, partial(_conversation, form, row))
-            _checked(rows, number, partial(split_of, row))
+            if _checked(rows, number, partial(split_of, row)):
+                form.columns["split"] = "split"
             key = hash(conversation_of(messages))
             keys.append(key)
             if len(samples) < SAMPLES:
@@ -239,7 +265,7 @@ def _of_prompts(
         duplicates=duplicates,
         prompts=len(keys) - duplicates,
         columns=form.columns,
-        ignored_columns=seen.ignored((*form.columns.values(), *(("split",) if form.name == "prompts" else ()))),
+        ignored_columns=seen.ignored(form.columns.values()),
         warnings=(*notes, *_licence(file, seen, form.name)),
         samples=tuple(samples),
         keys=form.keys,

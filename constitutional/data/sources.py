@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Annotated, Any, Final, Literal, NamedTuple, cast
 from urllib.parse import unquote
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from constitutional.base.errors import InputError
 from constitutional.base.frozen import Frozen
@@ -36,8 +36,20 @@ HUB: Final = re.compile(
     r"hf://(?:datasets/)?(?P<name>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>[^/:]+))?(?:/(?P<config>[^/:@]+))?"
     r"(?::(?P<split>.+))?"
 )
+_NO_NAME: Final = "is no name on the hub; expected hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]"
+
+
+def _named(value: object) -> object:
+    """Refuse what is meant as a name on the hub and is none, before it is taken for a file."""
+    if isinstance(value, str) and value.startswith("hf://") and not HUB.fullmatch(value):
+        raise ValueError(f"{value} {_NO_NAME}")
+    return value
+
+
 HubName = Annotated[str, Field(pattern=rf"^{HUB.pattern}$")]
 """A data set on the Hugging Face hub, `hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]`."""
+Source = Annotated[HubName | Path, BeforeValidator(_named)]
+"""A data set on the hub, or a file or folder."""
 _BATCH: Final = 1000
 """Rows of a table that are in memory at a time."""
 _CHUNK: Final = 2**20
@@ -83,10 +95,15 @@ _KINDS: Final[Mapping[ReadAs, tuple[tuple[type, ...], str]]] = {
 """The types of the columns that settings name; numbers stand as texts in tables."""
 
 
+_INPUTS: Final = ("input", "context")
+"""Columns that go on from an instruction or a question."""
+_SYSTEMS: Final = ("system", "system_prompt", "system_message")
+
+
 class DataFile(Frozen):
     """A file of rows, how its columns are read, and its weight in a mixture."""
 
-    path: HubName | Path
+    path: Source
     """A file, a folder that `datasets` saved to disk, or `hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]`."""
     weight: float | None = Field(default=None, gt=0)
     """Of a mixture: from each file as much as its weight says, and together as much as the scarcest file allows; pairs
@@ -133,6 +150,20 @@ class DataFile(Frozen):
                     f"leave {role} out"
                 )
         return None
+
+    def beside(self, row: Mapping[str, object], column: str) -> dict[str, str]:
+        """The columns of a row that go with the prompt in this one, by what they are read as."""
+        given, columns = self.columns, dict[str, str]()
+        inputs = (given["input"],) if "input" in given else _INPUTS if column in ("instruction", "question") else ()
+        systems = (given["system"],) if "system" in given else _SYSTEMS
+        for role, names in (("input", inputs), ("system", systems)):
+            for name in names:
+                if name in row and isinstance(row[name], str | None):
+                    columns[role] = name
+                    break
+        if column == "instruction" and "history" in row and isinstance(row["history"], list | None):
+            columns["history"] = "history"
+        return columns
 
     @property
     def name(self) -> str:
@@ -302,7 +333,7 @@ class Rows:
 
         match = HUB.fullmatch(name)
         if match is None:
-            raise InputError(name, "is no name on the hub; expected hf://ORGANISATION/NAME[@REVISION][/CONFIG][:SPLIT]")
+            raise InputError(name, _NO_NAME)
         if Path(match["name"]).exists():  # the library would read that in place of the hub
             raise InputError(name, f"would be the file or folder {match['name']} that is here; leave hf:// out")
         revision = unquote(match["revision"]) if match["revision"] else None

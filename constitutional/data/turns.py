@@ -49,6 +49,8 @@ _SPOKEN: Final = re.compile(r"(?:\A|\n\n)(System|Developer|User|Assistant|Tool):
 """How a turn begins in a conversation that people see as one text (`votes/items.py`)."""
 _EXTRA_ID: Final = re.compile(r"\n?<extra_id_[01]>(System|User|Assistant)\n?")
 
+CALLS: Final = "replies that call tools, whose calls are not trained on"
+"""What is noted of them."""
 NO_REPLY: Final = "replies without a last turn of the assistant, whose pairs are left out"
 """What is noted of them."""
 
@@ -64,6 +66,8 @@ class Side(NamedTuple):
 
     context: Conversation
     reply: str
+    calls: str = ""
+    """Its calls of tools, as JSON, which are not trained on."""
 
 
 class Turns:
@@ -83,7 +87,7 @@ class Turns:
             value = [{"role": "user", **value}] if alone else value.get("messages", [value])
         if not isinstance(value, list):
             expected = 'expected [{"role": "user", "content": "…"}, …]'
-            raise BadRowError(f"'{name}' is no list; it is {as_json_safe(value)}; {expected}")
+            raise BadRowError(f"'{name}' is no list; it is {as_json(value)}; {expected}")
         if value and not (isinstance(value[0], dict) and ("role" in value[0] or "from" in value[0])):
             value = _in_pairs(value, name)
         turns = []
@@ -103,7 +107,7 @@ class Turns:
     def _message(self, value: object, name: str) -> Message:
         if not isinstance(value, dict):
             expected = 'expected {"role": "…", "content": "…"}'
-            raise BadRowError(f"'{name}' has a message that is {as_json_safe(value)}; {expected}")
+            raise BadRowError(f"'{name}' has a message that is {as_json(value)}; {expected}")
         role = value.get("role")
         if role is None:
             role = value.get("from")
@@ -126,7 +130,7 @@ class Turns:
     def _parts(self, content: object, name: str) -> str:
         """The text of content that stands in parts, as vision models take it."""
         if not isinstance(content, list):
-            problem = f"'{name}' has a message whose content is {as_json_safe(content)}"
+            problem = f"'{name}' has a message whose content is {as_json(content)}"
             raise BadRowError(f"{problem}, which is no message; expected a text in quotes")
         texts = []
         for part in content:
@@ -147,7 +151,7 @@ class Turns:
         """
         pairs = [] if value is None else value
         if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
-            raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected pairs of texts, [[question, answer], …]")
+            raise BadRowError(f"'{name}' is {as_json(value)}; expected pairs of texts, [[question, answer], …]")
         return self.messages(_in_pairs([text for pair in pairs for text in pair], name), name)
 
     def prompt(self, value: object, name: str) -> Conversation:
@@ -161,7 +165,7 @@ class Turns:
                 return (Message("user", ""),)
             if isinstance(value, list | dict):
                 return self.messages(value, name)
-            raise BadRowError(f"'{name}' is {as_json_safe(value)}, which is no prompt; expected a text or messages")
+            raise BadRowError(f"'{name}' is {as_json(value)}, which is no prompt; expected a text or messages")
         if name in LISTS:
             return (name == "conversation" and spoken(value)) or self.messages(_decoded(value, name), name)
         if is_transcript(value):
@@ -198,7 +202,10 @@ class Turns:
         if not turns or turns[-1].role != "assistant":
             self.notes[NO_REPLY] += 1
             return Side(turns, "")
-        return Side(turns[:-1], turns[-1].content)
+        calls = _calls(turns[-1].extra) if turns[-1].extra else ""
+        if calls:
+            self.notes[CALLS] += 1
+        return Side(turns[:-1], turns[-1].content, calls)
 
     def sides(self, replies: tuple[Any, Any], names: tuple[str, str], context: Conversation) -> tuple[Side, Side]:
         """Both replies of a pair; a conversation that both bring is read once.
@@ -268,14 +275,6 @@ def _in_pairs(items: list[Any], name: str) -> list[Any]:
     return items
 
 
-def as_json_safe(value: object) -> str:
-    """A value as JSON, shortened; as Python writes it where JSON has no such value."""
-    try:
-        return as_json(value)
-    except (TypeError, ValueError):
-        return shortened(value)
-
-
 def _plain(value: object) -> Message | None:
     """The message that most sets have, of a role and a text, without the checks that others need."""
     if type(value) is not dict or len(value) != 2:
@@ -288,6 +287,12 @@ def _plain(value: object) -> Message | None:
 def _extra(value: Mapping[str, Any]) -> str:
     kept = {key: value[key] for key in _KEPT if value.get(key)}
     return json.dumps(kept, ensure_ascii=False, sort_keys=True, default=str) if kept else ""
+
+
+def _calls(extra: str) -> str:
+    """The calls of tools in what a message holds beside its text; empty where there are none."""
+    calls = [json.loads(extra).get(key) for key in ("tool_calls", "function_call")]
+    return json.dumps(calls, sort_keys=True) if any(calls) else ""
 
 
 def is_transcript(text: str) -> bool:

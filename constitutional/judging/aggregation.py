@@ -31,16 +31,26 @@ def estimated(verdicts: Iterable[Verdict]) -> dict[str, float]:
     P(a) + P(tie) / 2, or 0.5 where a tie is the likeliest.
 
     A verdict in all and a verdict by a principle answer different questions, so they are items of their own; the
-    raters' errors are the same in all of them. A comparison with several such items gets the mean.
+    raters' errors are the same in all of them. A comparison has the probability of its item in all, or where there is
+    none the mean of those by principles.
     """
     votes = _shared(verdicts)
     if not votes:
         return {}
     p_a = defaultdict[str, list[float]](list)
-    for (comparison, _), posterior in dawid_skene(votes, smoothing=SMOOTHING).posteriors.items():
+    for (comparison, principle), posterior in dawid_skene(votes, smoothing=SMOOTHING).posteriors.items():
+        if principle is not None and (comparison, None) in votes:
+            continue
         tie = posterior.get("tie", 0.0)
         p_a[comparison].append(0.5 if tie == max(posterior.values()) else posterior.get("a", 0.0) + tie / 2)
     return {comparison: fmean(values) for comparison, values in p_a.items()}
+
+
+def in_all_first(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    """Of the verdicts on a comparison those that count: a rater's verdict in all, else those by principles."""
+    rows = list(verdicts)
+    in_all = {row.rater for row in rows if row.principle is None}
+    return [row for row in rows if row.principle is None or row.rater not in in_all]
 
 
 def too_few(verdicts: Sequence[Verdict]) -> str | None:

@@ -22,7 +22,7 @@ from constitutional.base.refusals import REFUSAL_PHRASES, refuses
 from constitutional.base.stats import Interval, distinct_ngrams, win_rate
 from constitutional.base.text import same_text, words
 from constitutional.data.evaluation import EvaluationSet, draw, load_sets
-from constitutional.data.sources import HubName
+from constitutional.data.sources import Source
 from constitutional.engines.base import Completion, Engine, Request, Sampling, without_thinking
 from constitutional.engines.divergence import Reply, divergences
 from constitutional.engines.stories import ask, side_by_side
@@ -84,7 +84,7 @@ class Settings(Frozen):
     the sandbox, whose traits are known exactly, the labeler is not asked."""
     gold_reward_model: Path | None = None
     """The folder of a reward model that the training did not use, such as another run's."""
-    sets: tuple[HubName | Path, ...] = ()
+    sets: tuple[Source, ...] = ()
     """Files of public evaluation sets that all three models are measured on, such as [hhh.jsonl, xstest.csv]; they are
     recognised by their columns, as by `constitutional eval`. HHH, JudgeBench and RewardBench 2 try each model as a
     labeler."""

@@ -51,12 +51,13 @@ from constitutional.base.shards import (
     one_by_one,
 )
 from constitutional.base.stats import weighted_mean
-from constitutional.base.text import same_text
+from constitutional.base.text import canonical, same_text
 from constitutional.data.comparisons import divisor, read_comparisons
-from constitutional.data.prompts import Conversation, contains_one_of, conversation_of, opening_of
+from constitutional.data.prompts import Conversation, contains_one_of, conversation_of, held_out_of, opening_of
 from constitutional.data.sources import DataFile, as_files, check_weights
+from constitutional.data.splits import digest
 from constitutional.data.verdicts import read_verdicts
-from constitutional.judging.aggregation import estimated, too_few
+from constitutional.judging.aggregation import estimated, in_all_first, too_few
 from constitutional.judging.people import work_of
 from constitutional.judging.priorities import overridden
 from constitutional.stages.context import StageContext
@@ -536,10 +537,15 @@ def _by_people(
 ) -> list[Preference]:
     """People's preference: the estimate, or else the mean over raters who preferred a side or saw a tie.
 
-    There is none where all raters saw two bad responses, nor, unless ties are kept, where it is even.
+    Of a rater the verdict in all counts, and where there is none the mean of those by principles. There is no
+    preference where all raters saw two bad responses, nor, unless ties are kept, where it is even.
     """
+    verdicts = in_all_first(verdicts)
     opinions = [row for row in verdicts if estimate is not None or row.choice != "both_bad"]
-    p_a = estimate if estimate is not None else fmean([_p_a(row, settings) for row in opinions] or [0.5])
+    by_rater = defaultdict[str, list[float]](list)
+    for row in opinions:
+        by_rater[row.rater].append(_p_a(row, settings))
+    p_a = estimate if estimate is not None else fmean(map(fmean, by_rater.values()) if by_rater else [0.5])
     if _even(p_a):
         choices = {verdict.choice for verdict in verdicts}
         why = next(iter(choices)) if len(choices) == 1 else "conflict"
@@ -567,19 +573,22 @@ def _p_a(verdict: Verdict, settings: Settings) -> float:
 
 
 def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *, keep: bool) -> list[Preference]:
-    """One preference for each comparison: what several people said of it is averaged.
+    """One preference for each comparison: what several people said of it, in one file or several, is averaged.
 
     Verdicts by different principles stay several, as on PKU-SafeRLHF's pairs, where the more helpful reply may be the
     less safe; together they weigh as one at most. What comes out even is dropped unless ties are kept. What a file says
     that a model prefers counts where no person judged the comparison.
     """
-    by_people = {preference.comparison for preference in preferences if preference.source == "human"}
-    groups: defaultdict[str, dict[tuple[str, ...], list[Preference]]] = defaultdict(dict)
-    for preference in preferences:
-        if preference.source == "human" or preference.comparison not in by_people:
-            groups[preference.comparison].setdefault(preference.principles, []).append(preference)
+    several = len({preference.prompt.source for preference in preferences}) > 1
+    pairs = [_pair_of(preference) if several else preference.comparison for preference in preferences]
+    by_people = {pair for pair, preference in zip(pairs, preferences, strict=True) if preference.source == "human"}
+    groups: defaultdict[str | bytes, dict[tuple[str, ...], list[Preference]]] = defaultdict(dict)
+    for pair, preference in zip(pairs, preferences, strict=True):
+        if preference.source == "human" or pair not in by_people:
+            groups[pair].setdefault(preference.principles, []).append(preference)
     made = []
-    for comparison_id, by_principle in groups.items():
+    for by_principle in groups.values():
+        comparison_id = next(iter(by_principle.values()))[0].comparison
         counts["human comparisons judged by several principles"] += len(by_principle) > 1
         shared = divisor([preference.weight for preference in group] for group in by_principle.values())
         for group in by_principle.values():
@@ -587,6 +596,12 @@ def _brought_together(preferences: Sequence[Preference], counts: Counter[str], *
             if averaged is not None:
                 made.append(_with(averaged, comparison=comparison_id, weight=averaged.weight / shared))
     return made
+
+
+def _pair_of(preference: Preference) -> bytes:
+    """What a pair is known by whatever the file: in the id of its comparison is the file's name, too."""
+    replies = sorted(map(canonical, (preference.chosen, preference.rejected)))
+    return digest((conversation_of(preference.prompt.messages), replies))
 
 
 def _averaged(group: Sequence[Preference], counts: Counter[str], *, keep: bool) -> Preference | None:
@@ -644,7 +659,8 @@ def within_margin(p: float, margin: float) -> bool:
 def is_held_out(messages: Iterable[Message], settings: Settings, seed: int) -> bool:
     """Whether the preferences of a training prompt are kept to measure the reward model on.
 
-    The words up to the user's first message decide, so that no conversation goes on from one on the other side.
+    The words up to the user's first message decide, so that no conversation goes on from one on the other side. The
+    system's message is left out of them: a run may put one before its prompts that people's pairs lack.
     """
     return _is_held_out(_opening(messages), settings, seed)
 
@@ -713,7 +729,7 @@ def _rounded(number: float) -> int:
 
 def without_evaluation_prompts(preferences: Sequence[Preference], prompts: Iterable[Prompt]) -> list[Preference]:
     """Those whose conversation neither is a prompt that is held out for evaluation nor goes on from one."""
-    held_out = {conversation_of(prompt.messages) for prompt in prompts if prompt.split == "held_out"}
+    held_out = held_out_of(prompts)
     return [preference for preference in preferences if not contains_one_of(preference.prompt.messages, held_out)]
 
 
@@ -766,6 +782,7 @@ def run(settings: Settings, context: StageContext) -> None:
             "human rows on evaluation prompts": len(read.preferences) - len(human),
             "human ties": read.counts["tie"],
             "human rows whose replies are both bad": read.counts["both_bad"],
+            "human rows empty or equal but for calls of tools": read.counts["calls"],
             "human rows without a verdict": read.counts["unlabelled"],
             "human rows without a prompt": read.without_prompt,
         }

@@ -27,7 +27,7 @@ from constitutional.base.records import Message, Prompt, Revision, SftExample
 from constitutional.base.seeds import rng_of
 from constitutional.base.shards import RowStream
 from constitutional.base.text import canonical
-from constitutional.data.prompts import contains_one_of, conversation_of
+from constitutional.data.prompts import contains_one_of, held_out_of
 from constitutional.engines.chat import Tokenizer
 from constitutional.judging.people import PeoplesWork
 from constitutional.stages.context import StageContext
@@ -265,8 +265,7 @@ def examples_of(settings: Settings, context: StageContext) -> tuple[SftExamples,
     """The run's examples, the file of helpful samples, and how many of it are left out: on evaluation prompts."""
     read, helpful, on_evaluation_prompts = None, None, 0
     if settings.helpful is not None:
-        prompts = [prompt for prompt in context.stream("prompts", Prompt) if prompt.split == "held_out"]
-        held_out = {conversation_of(prompt.messages) for prompt in prompts}
+        held_out = held_out_of(context.stream("prompts", Prompt))
         read = read_helpful(settings.helpful)
         helpful = [sample for sample in read.examples if not contains_one_of(sample.prompt.messages, held_out)]
         on_evaluation_prompts = len(read.examples) - len(helpful)

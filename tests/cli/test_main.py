@@ -186,6 +186,14 @@ def test_a_failure_of_the_model_is_one_line_and_exit_code_1(
     assert capsys.readouterr().err == "constitutional: model.safetensors is damaged: read 3 bytes\n"
 
 
+def test_a_file_that_may_not_be_read_is_one_line_with_its_name(
+    model: FakeModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model.error = PermissionError(13, "Permission denied", "/root/private/x.jsonl")
+    assert cli.main(["sandbox", "understand", "Be kind."]) == 1
+    assert capsys.readouterr().err.startswith("constitutional: /root/private/x.jsonl: Permission denied; ")
+
+
 def test_an_interrupt_is_a_message_and_exit_code_130(model: FakeModel, capsys: pytest.CaptureFixture[str]) -> None:
     model.error = KeyboardInterrupt()
     assert cli.main(["sandbox", "understand", "Be kind."]) == 130

@@ -1,8 +1,11 @@
+import csv
 import gzip
 import json
 from pathlib import Path
 
+import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
+from pyarrow import parquet
 
 from constitutional.base.errors import InputError
 from constitutional.data.answers import Answered, accuracy_of, always_first, always_longer, load_answers, load_hhh
@@ -121,6 +124,37 @@ def test_answers_are_read_in_this_form_or_as_any_comparisons_that_people_made(tm
     assert [each.comparison.id for each in given.rows] == [
         preference.comparison for preference in read_comparisons(path).preferences[:2]
     ]
+
+
+@pytest.mark.parametrize("ending", ["json", "csv", "parquet"])
+def test_the_published_form_is_read_in_every_format(tmp_path: Path, ending: str) -> None:
+    rows = [row("a", "b", "B"), row("c", "d", "A")]
+    path = tmp_path / f"comparisons.{ending}"
+    if ending == "parquet":
+        parquet.write_table(pa.Table.from_pylist(rows), path)
+    elif ending == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        with path.open("w", newline="") as file:
+            table = csv.DictWriter(file, rows[0])
+            table.writeheader()
+            table.writerows(
+                {name: value if isinstance(value, str) else json.dumps(value) for name, value in each.items()}
+                for each in rows
+            )
+    assert [(each.comparison.a, each.answer) for each in load_answers(path).rows] == [("a", "b"), ("c", "a")]
+
+
+def test_a_model_s_labels_are_no_answers_of_people(tmp_path: Path) -> None:
+    pair = {"prompt": "Q", "chosen": "x", "rejected": "y", "probability": 0.8, "source": "ai"}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps(pair))
+    with pytest.raises(InputError, match="a model's labels"):
+        load_answers(path)
+    by_person = pair | {"chosen": "y", "rejected": "x", "source": "human"}
+    path.write_text(f"{json.dumps(pair)}\n{json.dumps(by_person)}\n{json.dumps(pair | {'prompt': 'R'})}\n")
+    (row,) = load_answers(path).rows
+    assert (row.comparison.prompt.messages[0].content, row.comparison.a, row.answer) == ("Q", "x", "b")
 
 
 def test_a_file_without_an_answer_is_refused(tmp_path: Path) -> None:

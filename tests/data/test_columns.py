@@ -319,6 +319,37 @@ def test_our_columns_that_only_later_rows_have_are_listed_as_read(tmp_path: Path
     assert (reading.columns["weight"], reading.columns["rater"], reading.ignored_columns) == ("weight", "rater", ())
 
 
+def test_what_goes_with_a_prompt_or_a_label_is_read_where_the_first_row_lacks_it(tmp_path: Path) -> None:
+    pair: dict[str, Any] = {"instruction": "Translate:", "chosen": "le chat", "rejected": "cat"}
+    late = {"input": "the cat", "system": "S", "probability": 0.6, "source": "ai", "principles": ["brief"]}
+    path = written(tmp_path, [pair, pair | late])
+    first, second = read_comparisons(path).preferences
+    assert [(turn.role, turn.content) for turn in first.prompt.messages] == [("user", "Translate:")]
+    assert [(turn.role, turn.content) for turn in second.prompt.messages] == [
+        ("system", "S"),
+        ("user", "Translate:\nthe cat"),
+    ]
+    assert (first.source, second.source, second.probability, second.principles) == ("human", "ai", 0.6, ("brief",))
+    reading = read_data(DataFile(path=path))
+    assert (reading.columns.keys() >= late.keys(), reading.ignored_columns) == (True, ())
+
+
+def test_a_system_message_that_the_first_row_lacks_goes_before_messages_of_the_replies(tmp_path: Path) -> None:
+    turns = {name: [{"role": "user", "content": "Q"}, {"role": "assistant", "content": name}] for name in ("a", "b")}
+    row: dict[str, Any] = {"prompt": "Q", "chosen": turns["a"], "rejected": turns["b"]}
+    _, second = read_comparisons(written(tmp_path, [row, row | {"system": "S"}])).preferences
+    assert [turn.content for turn in second.prompt.messages] == ["S", "Q"]
+
+
+def test_a_stated_probability_is_read_in_a_row_of_as_many_columns_as_the_first(tmp_path: Path) -> None:
+    pair = {"chosen": "Yes.", "rejected": "No."}
+    rows: list[dict[str, Any]] = [
+        {"prompt": "1?", "system": "S", **pair},
+        {"prompt": "2?", "probability": 0.6, **pair},
+    ]
+    assert read(written(tmp_path, rows)) == [("Yes.", 1.0), ("Yes.", 0.6)]
+
+
 def test_a_strength_of_0_is_a_tie_and_numbers_of_tables_are_strengths(tmp_path: Path) -> None:
     rows = [{**PAIR, "strength": strength} for strength in (2, 0)]
     reading = read_data(DataFile(path=written(tmp_path, rows), strengths={2: 0.8}))
@@ -434,6 +465,33 @@ def test_an_object_with_a_text_is_a_reply_and_no_users_turn(tmp_path: Path) -> N
     reading = read_data(DataFile(path=written(tmp_path, [row])))
     assert reading.classes == {"preference": 1}
     assert (reading.samples[0]["messages"], reading.samples[0]["chosen"]) == (messages("Q?", "")[:1], "Yes.")
+
+
+@pytest.mark.parametrize("content", ["Let me look.", None])
+def test_replies_that_differ_in_calls_of_tools_alone_are_left_out_as_such(tmp_path: Path, content: str | None) -> None:
+    def reply(city: str) -> list[dict[str, Any]]:
+        call = {"type": "function", "function": {"name": "weather", "arguments": {"city": city}}}
+        return [{"role": "assistant", "content": content, "tool_calls": [call]}]
+
+    plain = {"prompt": "Q?", "chosen": messages("Q?", "Yes.")[1:], "rejected": messages("Q?", "No.")[1:]}
+    rows = [plain, {"prompt": "Rome?", "chosen": reply("Rome"), "rejected": reply("Oslo")}]
+    reading = read_data(DataFile(path=written(tmp_path, rows)))
+    assert reading.classes == {"preference": 1, "calls": 1}
+    (warning,) = reading.warnings
+    assert warning.endswith(": 2")
+
+
+def test_a_reply_that_calls_a_tool_is_told_of(tmp_path: Path) -> None:
+    turns: list[dict[str, Any]] = [*messages("Rome?", "Let me look.")]
+    turns[-1]["tool_calls"] = [{"type": "function", "function": {"name": "weather"}}]
+    row = {"chosen": turns, "rejected": messages("Rome?", "No.")}
+    reading = read_data(DataFile(path=written(tmp_path, [row])))
+    assert reading.classes == {"preference": 1}
+    (warning,) = reading.warnings
+    assert warning.endswith(": 1")
+    assert read_comparisons(written(tmp_path, [row])).warnings == (f"rows.jsonl: {warning}",)
+    turns[-1] = {"role": "assistant", "content": "Yes.", "name": "ann"}  # no call
+    assert read_data(DataFile(path=written(tmp_path, [row]))).warnings == ()
 
 
 @pytest.mark.parametrize("column", ["preference_strength", "overall_preference"])

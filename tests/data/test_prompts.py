@@ -11,6 +11,7 @@ from constitutional.base.records import Message, Prompt
 from constitutional.base.shipped import shipped
 from constitutional.cli.main import main
 from constitutional.data.prompts import MAX_CHARACTERS, conversation_of, load_prompt_set, opening_of, prompts_within
+from constitutional.data.reading import read_data
 from constitutional.data.sources import DataFile
 from constitutional.stages.prompts import FilePrompts
 
@@ -183,6 +184,27 @@ def test_declared_splits_are_kept_and_as_many_more_as_are_missing_are_drawn(tmp_
         assert loaded(path, held_out=5, seed=seed) == prompts
     assert len(drawn) == 21  # each open one now and then: that one is never drawn has a chance of 0.8^30 = 0.1%
     assert Counter(prompt.split for prompt in loaded(path, held_out=0, seed=0))["held_out"] == 1
+
+
+@pytest.mark.parametrize("beside", [{"id": 7}, {"id": "7", "source": "x", "info": {}}, {"topic": "cats"}])
+def test_a_prompt_declared_held_out_is_so_whatever_columns_stand_beside(
+    tmp_path: Path, beside: dict[str, object]
+) -> None:
+    """Prompts with ids, those that a run wrote, and those of other tools."""
+    splits = {"a": "held_out", "b": "train", "c": "held_out"}
+    rows = [
+        {"messages": [{"role": "user", "content": text}], "split": split} | beside for text, split in splits.items()
+    ]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    assert {prompt.messages[0].content: prompt.split for prompt in loaded(path, held_out=0, seed=0)} == splits
+    assert read_data(DataFile(path=path)).columns == {"prompt": "messages", "split": "split"}
+
+
+def test_the_words_of_another_set_s_split_are_not_ours(tmp_path: Path) -> None:
+    rows = [{"prompt": text, "split": split, "id": 1} for text, split in zip("abc", ("train", "test", 3), strict=True)]
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    assert {prompt.split for prompt in loaded(path, held_out=0, seed=0)} == {"train"}
+    assert read_data(DataFile(path=path)).ignored_columns == ("split", "id")
 
 
 def test_prompts_added_later_leave_most_of_the_split_as_it_was(tmp_path: Path) -> None:
@@ -402,6 +424,42 @@ def test_a_system_message_is_put_before_prompts_that_have_none(tmp_path: Path) -
     assert [turn.content for turn in two.messages] == ["Be odd.", "Two?"]
 
 
+@pytest.mark.parametrize(
+    ("rows", "read"),
+    [
+        (["One?", {"prompt": "Two?", "system": "S"}], [("user", "One?"), ("system", "S"), ("user", "Two?")]),
+        (
+            [{"prompt": "One?"}, {"prompt": "Two?", "system": "S"}],
+            [("user", "One?"), ("system", "S"), ("user", "Two?")],
+        ),
+        (
+            [{"instruction": "Sing.", "output": "x"}, {"instruction": "Translate:", "input": "the cat", "output": "x"}],
+            [("user", "Sing."), ("user", "Translate:\nthe cat")],
+        ),
+        (
+            [{"instruction": "One?", "history": None}, {"instruction": "Two?", "history": [["Hi", "Ho"]]}],
+            [("user", "One?"), ("user", "Hi"), ("assistant", "Ho"), ("user", "Two?")],
+        ),
+        # What the first row shows to be something else is not read.
+        (
+            [{"prompt": "One?", "system": 3, "id": 1}, {"prompt": "Two?", "system": "S"}],
+            [("user", "One?"), ("user", "Two?")],
+        ),
+    ],
+)
+def test_what_goes_with_a_prompt_is_read_where_the_first_row_lacks_it(
+    tmp_path: Path, rows: list[object], read: list[tuple[str, str]]
+) -> None:
+    path = write(tmp_path, "\n".join(map(json.dumps, rows)))
+    prompts = loaded(path, held_out=0, seed=0)
+    assert [(turn.role, turn.content) for prompt in prompts for turn in prompt.messages] == read
+
+
+def test_a_column_that_later_rows_alone_have_is_shown_as_read(tmp_path: Path) -> None:
+    path = write(tmp_path, '{"prompt": "One?"}\n{"prompt": "Two?", "system": "S"}\n')
+    assert read_data(DataFile(path=path)).columns == {"prompt": "prompt", "system": "system"}
+
+
 def test_the_shipped_prompts_are_two_hundred_different_ones() -> None:
     prompts = load_prompt_set(shipped("prompts") / "sets" / "everyday.txt", held_out=None, seed=0)
     assert (len(prompts.prompts), len(prompts.repeated)) == (200, 0)
@@ -409,7 +467,7 @@ def test_the_shipped_prompts_are_two_hundred_different_ones() -> None:
     assert FilePrompts(path=Path("mine.txt")).path == Path("mine.txt")
 
 
-def test_the_opening_of_a_conversation_is_its_shortest_prompt() -> None:
+def test_the_opening_of_a_conversation_is_its_shortest_prompt_without_the_system_s_message() -> None:
     messages = (
         Message("system", "Be  calm."),
         Message("user", " Why? "),
@@ -417,6 +475,6 @@ def test_the_opening_of_a_conversation_is_its_shortest_prompt() -> None:
         Message("user", "Really?"),
     )
     turns = [(message.role, message.content, message.extra) for message in messages]
-    assert opening_of(turns) == (("system", "Be calm."), ("user", "Why?"))
-    assert opening_of(turns) == next(prompts_within(conversation_of(messages)))
+    assert opening_of(turns) == opening_of(turns[1:]) == (("user", "Why?"),)
+    assert opening_of(turns) == next(prompts_within(conversation_of(messages[1:])))
     assert opening_of([("tool", "42", '{"k": 1}'), *turns]) == (("tool", '42{"k": 1}'),)

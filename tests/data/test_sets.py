@@ -354,6 +354,60 @@ def test_a_wrong_row_among_rows_that_belong_together_is_named(tmp_path: Path) ->
         found(written(tmp_path, rows))
 
 
+NODE = {"message_id": "1", "parent_id": None, "message_tree_id": "1", "role": "prompter", "rank": None}
+
+
+@pytest.mark.parametrize(
+    ("rows", "problem"),
+    [
+        ([annotated("2.0")["comparisons"][0], {"id": "x"}], "has no 'annotations'"),
+        (
+            [
+                {"fields": {"prompt": "Q", "response_a": "x", "response_b": "y"}, "responses": {"better": []}},
+                {"responses": {}},
+            ],
+            "has no 'fields'",
+        ),
+        (
+            [
+                {"instruction": "Q", "input": "more", "chosen": "x", "rejected": "y"},
+                {"instruction": [], "input": "more", "chosen": "x", "rejected": "y"},
+            ],
+            "'instruction' holds no message",
+        ),
+        (
+            [{**NODE, "text": "Q"}, {**NODE, "message_tree_id": "2", "role": "system", "text": ""}],
+            "is no row of OpenAs",
+        ),
+    ],
+)
+def test_a_row_that_lacks_what_the_first_has_is_named_by_its_place(
+    tmp_path: Path, rows: list[dict[str, Any]], problem: str
+) -> None:
+    content: Any = rows
+    if "annotations" in rows[0]:
+        content = annotated("2.0") | {"comparisons": rows}
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=problem) as error:
+        read_data(DataFile(path=path))
+    assert "rows.json" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "kept"), [([None, "Q?"], 1), (["Q?", None], 1), ([None, None], 2), (["Q?", "R?"], 2)]
+)
+def test_of_pairs_with_and_without_a_prompt_those_with_one_are_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], prompts: list[str | None], kept: int
+) -> None:
+    whole, path, to = annotated("2.0"), tmp_path / "rows.json", tmp_path / "ours.jsonl"
+    row = whole["comparisons"][0]  # one prefers a reply, another none
+    path.write_text(json.dumps(whole | {"comparisons": [row | {"prompt": prompt} for prompt in prompts]}))
+    assert main(["data", str(path), "--to", str(to)]) == 0
+    assert ("2 without a prompt" in capsys.readouterr().out.splitlines()[-1]) == (kept == 1)
+    assert read_data(DataFile(path=to)).classes == {"preference": kept, "tie": kept}  # what is written is read
+
+
 def test_a_reply_without_a_label_is_neither_good_nor_bad(tmp_path: Path) -> None:
     labels = {"Yes.": True, "Perhaps.": None, "No.": False, "Who knows?": None}
     rows = [{"prompt": "Q?", "completion": reply, "label": label} for reply, label in labels.items()]

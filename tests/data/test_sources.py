@@ -4,6 +4,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import datasets  # type: ignore[import-untyped]
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
 from pyarrow import parquet
+from pydantic import ValidationError
 
 from constitutional.base.errors import InputError
 from constitutional.cli.main import main
@@ -150,7 +152,9 @@ def test_a_name_on_the_hub_is_streamed_and_runs_no_code(monkeypatch: pytest.Monk
     assert asked[-1][1]["split"] == "train"
 
 
-def test_a_name_on_the_hub_reaches_no_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_on_the_hub_reaches_no_local_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "here"
     (folder / "org/name").mkdir(parents=True)
     for inside in (tmp_path / "x", folder, folder / "org/name"):
@@ -162,8 +166,10 @@ def test_a_name_on_the_hub_reaches_no_local_folder(tmp_path: Path, monkeypatch: 
     for name in ("hf://../x", "hf://.", "hf://./rows", "hf://org/..", "hf://json"):
         with pytest.raises(InputError, match=r"is no name on the hub; expected hf://ORGANISATION/NAME"):
             list(Rows(name, "rows"))
-        with pytest.raises(InputError):
-            read_data(DataFile.model_validate({"path": name}))
+        with pytest.raises(ValidationError, match=r"is no name on the hub; expected hf://ORGANISATION/NAME"):
+            DataFile.model_validate({"path": name})
+    assert main(["data", "hf://imdb"]) == 2
+    assert "hf://ORGANISATION/NAME" in capsys.readouterr().err
 
 
 def test_a_hub_that_is_not_reached_is_told_with_what_to_do(
@@ -289,6 +295,13 @@ def test_a_row_of_a_table_is_named_by_its_number(tmp_path: Path) -> None:
     parquet.write_table(pa.Table.from_pylist([GOOD, *nul]), tmp_path / "nul.parquet")
     with pytest.raises(InputError, match=r"nul\.parquet: row 2: .*NUL"):
         read_data(DataFile(path=tmp_path / "nul.parquet"))
+
+
+def test_a_column_of_times_that_is_named_as_texts_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pa.Table.from_pylist([{**GOOD, "at": date(2026, 1, 2)}]), path)
+    with pytest.raises(InputError, match=r"'at', which 'columns' names as prompt, is \"2026-01-02\"; expected"):
+        read_data(DataFile(path=path, columns={"prompt": "at"}))
 
 
 def test_a_pickle_is_never_opened(tmp_path: Path) -> None:

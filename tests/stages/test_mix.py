@@ -18,12 +18,14 @@ from constitutional.base.records import (
     SpotCheck,
     Verdict,
 )
+from constitutional.data.comparisons import read_comparisons
 from constitutional.data.sources import DataFile
 from constitutional.stages.mix import (
     Mixed,
     Settings,
     amounts_of,
     check_amounts,
+    is_held_out,
     mix,
     run,
     without_evaluation_prompts,
@@ -193,6 +195,30 @@ def test_raters_who_disagree_are_averaged() -> None:
     assert preference.rests_on == tuple(rater.id for rater in raters[:3])
 
 
+def by(principle: str, verdict: Verdict) -> Verdict:
+    return verdict.model_copy(update={"principle": principle})
+
+
+def test_a_rater_s_verdict_in_all_counts_and_not_those_by_principles_beside_it() -> None:
+    one, other = compared("1"), compared("2")
+    ada, ben = said(one, "a", "ada"), by("calm", said(one, "a", "ben", 4))
+    rows = [ada, by("brief", said(one, "b", "ada")), by("kind", said(one, "b", "ada")), ben]
+    rows += [by("calm", said(other, "b", "ada", 2)), by("brief", said(other, "a", "ada")), said(other, "b", "ben", 3)]
+    first, second = mixed([(one, 0.5), (other, 0.5)], rows).preferences
+    assert (first.chosen, first.principles, first.rests_on) == ("A", ("calm",), (ada.id, ben.id))
+    assert first.probability == pytest.approx((0.65 + 0.97) / 2)
+    # Of ada, who says nothing in all, the mean of 0.2 and 0.65; of ben 0.1.
+    assert second.chosen == "B"
+    assert second.probability == pytest.approx(1 - (0.425 + 0.1) / 2)
+    assert second.rests_on == tuple(row.id for row in rows[4:])
+
+
+def test_who_says_both_bad_in_all_prefers_neither_whatever_the_principles() -> None:
+    one = compared("1")
+    found = mixed([(one, 0.9)], [said(one, "both_bad"), by("kind", said(one, "b"))])
+    assert (found.preferences, found.counts["verdicts without a preference: both_bad"]) == ([], 1)
+
+
 def test_dawid_and_skene_decide_a_conflict_for_the_rater_who_errs_less() -> None:
     rows = [compared(f"{number}") for number in range(121)]
     votes = [said(row, "a" if number % 2 else "b", rater) for number, row in enumerate(rows[:120]) for rater in "xy"]
@@ -332,6 +358,23 @@ def test_what_several_people_said_of_one_comparison_elsewhere_is_averaged() -> N
     assert preference.probability == pytest.approx((1 + 0.8 + 0.4) / 3)
     assert preference.comparison == rows[0].comparison
     assert counts["human comparisons rated more than once"] == 1
+
+
+def test_opinions_on_one_pair_in_several_files_are_brought_together(tmp_path: Path) -> None:
+    pair, swapped = {"prompt": "Q", "chosen": "x", "rejected": "y"}, {"prompt": " Q ", "chosen": "y", "rejected": "x"}
+    rows = {"a": pair | {"probability": 0.9}, "b": swapped | {"probability": 0.7}, "c": swapped, "d": pair}
+    for name, row in rows.items():
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(row))
+    a, b, c, d = (DataFile(path=tmp_path / f"{name}.jsonl") for name in "abcd")
+    read = read_comparisons([a, b]).preferences
+    [both] = mixed(people=read).preferences
+    assert both.chosen == "x"
+    assert both.probability == pytest.approx((0.9 + 0.3) / 2)
+    assert (both.comparison, both.rests_on) == (read[0].comparison, ("a.jsonl:1", "b.jsonl:1"))
+    by_model = d.model_copy(update={"source": "ai"})
+    [people] = mixed(people=read_comparisons([by_model, c]).preferences).preferences
+    assert (people.chosen, people.source) == ("y", "human")  # a model's label gives way
+    assert mixed(people=read_comparisons([c, d]).preferences).counts["human comparisons undecided"] == 1
 
 
 def test_people_who_contradict_each_other_evenly_leave_no_preference() -> None:
@@ -827,6 +870,31 @@ def test_a_human_pair_that_goes_on_from_an_evaluation_prompt_is_left_out() -> No
     longer = human("x").model_copy(update={"prompt": Prompt(messages=turns)})
     kept = without_evaluation_prompts([longer, human("y")], [asked("secret one", "held_out")])
     assert [preference.prompt.messages[0].content for preference in kept] == ["y"]
+
+
+def test_a_system_message_before_the_run_s_prompts_hides_no_pair_on_an_evaluation_prompt() -> None:
+    system = Message("system", "Be brief.")
+    secret, own = (Prompt(messages=(system, Message("user", text)), split="held_out") for text in ("secret", "own"))
+    with_own = human("own").model_copy(
+        update={"prompt": Prompt(messages=(Message("system", "Rhyme."), *own.messages[1:]))}
+    )
+    kept = without_evaluation_prompts([human("secret"), with_own, human("open")], [secret, own])
+    assert [preference.prompt.messages[-1].content for preference in kept] == ["open"]
+
+
+def test_a_comparison_and_a_person_s_pair_on_one_prompt_are_on_one_side_whatever_the_system_s_message() -> None:
+    system, names = Message("system", "Be brief."), [f"{number}" for number in range(40)]
+    own = [
+        Comparison(prompt=Prompt(messages=(system, Message("user", name))), a="A", b="B", model="m") for name in names
+    ]
+    settings = Settings(held_out_share=0.5)
+    found = mixed([(row, 0.9) for row in own], people=map(human, names), settings=settings)
+    sides = {source: {} for source in ("ai", "human")}  # type: dict[str, dict[str, str]]
+    for row in found.preferences:
+        sides[row.source][row.prompt.messages[-1].content] = row.split
+        assert is_held_out(row.prompt.messages, settings, 0) == (row.split == "held_out")
+    assert sides["ai"] == sides["human"]
+    assert set(sides["ai"].values()) == {"train", "held_out"}
 
 
 def test_conversations_with_one_opening_are_on_one_side_of_the_split() -> None:

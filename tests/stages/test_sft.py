@@ -202,12 +202,13 @@ def test_a_file_without_samples_or_that_cannot_be_read_is_refused(tmp_path: Path
 
 
 def test_helpful_samples_on_evaluation_prompts_are_left_out(models: Path, tmp_path: Path) -> None:
-    secret = Prompt(messages=(Message("user", " How 1?\n"),), split="held_out")
+    secret = Prompt(messages=(Message("system", "Be brief."), Message("user", " How 1?\n")), split="held_out")
     context = OneStage(tmp_path, {"base": tiny_model(models)}, {"revisions": MANY, "prompts": [secret]})
     rows = ({"prompt": f"How {number}?", "response": f"So {number}.", "rater": "ada"} for number in (1, 2))
     path = samples_file(tmp_path, *rows)
     run(QUICK.model_copy(update={"epochs": 1.0, "helpful": path}), context)
-    # 16 / 9 are two, rounded; one of the file's is on a prompt that is held out, but for the spaces around it.
+    # 16 / 9 are two, rounded; one of the file's is on a prompt that is held out, but for the spaces
+    # around it and the system's message that the run puts before prompts.
     summary = context.summarised(SftSummary)
     assert (summary.revision, summary.helpful, summary.helpful_missing, summary.trained_on) == (16, 1, 1, 17)
     assert summary.helpful_on_evaluation_prompts == 1

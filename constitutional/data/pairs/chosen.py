@@ -56,6 +56,7 @@ def chosen_and_rejected(reader: PairReader, row: Row) -> PairForm | None:
         if not prompt and not nameless and isinstance(first, str) and isinstance(second, str):
             a, b = _without_prompt(reader, first, second, pair)
         else:
+            reader.meet(row, prompt)
             context = () if begins_itself(first) and "system" not in prompt else reader.context(row, prompt)
             if spaced and isinstance(first, str) and isinstance(second, str):
                 first, second = first.removeprefix(" "), second.removeprefix(" ")
@@ -111,13 +112,11 @@ def _opinions(reader: PairReader, row: Row, columns: dict[str, str]) -> Callable
     if scores is None and {"status", "original_chosen"} <= row.keys():  # distilabel's reading of Orca's pairs
         columns["tie"] = "status"
         return lambda row: Opinion("tie") if row.get("status") == "tie" else CHOSEN
-    plain = len(columns)
     own = OwnColumns(reader, row, columns)
     names = frozenset(own.names.values())
 
     def opinion(row: Row) -> Opinion:
-        # A row of so few columns has nothing to add.
-        return CHOSEN if len(row) == plain or names.isdisjoint(row) else own.read(row)
+        return CHOSEN if names.isdisjoint(row) else own.read(row)
 
     if scores is None:
         return opinion

@@ -5,10 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Final
 
+from constitutional.base.jsonl import as_json
 from constitutional.data.candidates import SCORE_10, Candidate, Class, Opinion, Row
 from constitutional.data.pairs.reader import CONTEXT, OwnColumns, PairForm, PairReader, key_of_column
 from constitutional.data.sources import ReadAs
-from constitutional.data.turns import BadRowError, Side, as_json_safe, is_list_of
+from constitutional.data.turns import BadRowError, Side, is_list_of
 
 LISTS: Final = (
     *("answers", "completions", "responses", "candidates", "outputs", "replies", "generations"),
@@ -52,7 +53,7 @@ def ranked(reader: PairReader, row: Row) -> PairForm | None:
     def read(number: int, row: Row) -> Sequence[Candidate]:
         items = row.get(column)
         if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
-            raise BadRowError(f"'{column}' is {as_json_safe(items)}; expected a list of objects with '{text}'")
+            raise BadRowError(f"'{column}' is {as_json(items)}; expected a list of objects with '{text}'")
         context = reader.context(row, prompt)
         replies = []
         for item in items:
@@ -238,7 +239,7 @@ def _reply_within(reader: PairReader, row: Row) -> _Found | None:
     def key(row: Row) -> object:
         value = row.get(column)
         if not isinstance(value, list):
-            raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected messages, as in the first row")
+            raise BadRowError(f"'{column}' is {as_json(value)}; expected messages, as in the first row")
         return json.dumps(value[:-1], default=str)
 
     return {"prompt": column, "reply": column}, key, lambda row: reader.turns.side(row[column], column, ())
@@ -259,7 +260,7 @@ def _truth(reader: PairReader, value: object, name: str) -> float | None:
 
 def _no_truth(value: object, name: str) -> BadRowError:
     return BadRowError(
-        f"'{name}' is {as_json_safe(value)}; expected true or false (1 or 0), or nothing; where it says how good the "
+        f"'{name}' is {as_json(value)}; expected true or false (1 or 0), or nothing; where it says how good the "
         f"reply is, name it with columns: {{score: {name}}}"
     )
 

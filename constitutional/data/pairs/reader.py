@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final
 
-from constitutional.base.jsonl import BadTextError
+from constitutional.base.jsonl import BadTextError, as_json
 from constitutional.base.text import same_text
 from constitutional.data.candidates import (
     Candidate,
@@ -28,7 +28,6 @@ from constitutional.data.turns import (
     Conversation,
     Side,
     Turns,
-    as_json_safe,
     is_blank,
 )
 
@@ -37,13 +36,12 @@ PROMPTS: Final = (
     *("conversation", "context", "input", "history", "post", "trajectory"),
 )
 """Columns of the conversation before the replies, in the order in which they are looked for."""
-INPUTS: Final = ("input", "context")
-"""Columns that go on from an instruction or a question."""
-SYSTEMS: Final = ("system", "system_prompt", "system_message")
 RATERS: Final = ("rater", "judge", "annotator", "worker", "judge_hash")
 """Columns that say who compares."""
 _OWN: Final = ("probability", "rater", "principle", "weight", "strength", "raters")
 """Columns of our own rows beside the replies."""
+_WHO: Final = {"source": "source", "principles": "principles"}
+"""More of them, which are read where a row says who prefers."""
 CONTEXT: Final[tuple[ReadAs, ...]] = ("prompt", "input", "system")
 """What is read of the conversation, as `columns` may name it."""
 _OTHER: Final = {"prompt": "messages", "messages": "prompt"}
@@ -82,6 +80,10 @@ class PairReader:
         """
         self.file = file
         self.texts = texts
+        self.columns: dict[str, str] = {}
+        """Those of the form, once it is known."""
+        self._met: set[str] = set()
+        """Columns of which it is known whether they are read with the prompt."""
         self.turns = Turns()
         self.notes: Counter[str] = self.turns.notes
 
@@ -92,17 +94,7 @@ class PairReader:
     def candidate(self, number: int, a: Side, b: Side, opinion: Opinion) -> Candidate:
         """Two replies and an opinion on them, in its class."""
         choice, strength = opinion.choice, opinion.strength
-        label: Class
-        if a.context is not b.context and not alike(a.context, b.context):
-            label = "different_contexts"
-        elif is_blank(a.reply) or is_blank(b.reply) or has_silent_turn(a.context):
-            label = "empty"
-        elif a.reply == b.reply or (not plainly_different(a.reply, b.reply) and same_text(a.reply, b.reply)):
-            label = "equal"
-        elif choice is None:
-            label = "unlabelled"
-        else:
-            label = "preference" if choice in ("a", "b") else choice  # type: ignore[assignment]
+        label = _class_of(a, b, choice)
         source = opinion.source or self.file.source or "human"
         if opinion is CHOSEN and source == "human":
             return Candidate(number, a.context, a.reply, b.reply, label)
@@ -159,25 +151,23 @@ class PairReader:
         given = self.file.columns
         names = (given["prompt"],) if "prompt" in given else PROMPTS
         if not isinstance(row.get(names[0]), str | list | dict | None):
-            raise BadRowError(f"'{names[0]}' is {as_json_safe(row[names[0]])}; expected a text or messages")
+            raise BadRowError(f"'{names[0]}' is {as_json(row[names[0]])}; expected a text or messages")
         column = next((name for name in names if isinstance(row.get(name), str | list | dict)), None)
         if column is None:
             return {}
-        columns = {"prompt": column}
-        # An "input" that goes on from an instruction, unless it is the conversation itself.
-        inputs = (given["input"],) if "input" in given else INPUTS if column in ("instruction", "question") else ()
-        systems = (given["system"],) if "system" in given else SYSTEMS
-        for role, candidates in (("input", inputs), ("system", systems)):
-            if more := next(
-                (name for name in candidates if isinstance(row.get(name), str | None) and name in row), None
-            ):
-                columns[role] = more
-        if column == "instruction" and isinstance(row.get("history"), list):
-            columns["history"] = "history"
-        return columns
+        self._met.update(row)
+        return {"prompt": column} | self.file.beside(row, column)
 
-    def context(self, row: Row, columns: Mapping[str, str]) -> Conversation:
-        """The conversation that the replies answer.
+    def meet(self, row: Row, columns: dict[str, str]) -> None:
+        """Add what goes with the prompt and the first row lacks: JSON lines may leave out what a row has not."""
+        if not row.keys() <= self._met and "prompt" in columns:
+            self._met.update(row)
+            late = self.file.beside(row, columns["prompt"])
+            for known in (columns, self.columns):
+                known.update(late | known)
+
+    def context(self, row: Row, columns: dict[str, str]) -> Conversation:
+        """The conversation that the replies answer, in columns to which those are added that later rows alone have.
 
         Raises:
             BadRowError: it is none.
@@ -185,12 +175,13 @@ class PairReader:
         column = columns.get("prompt")
         if column is None:
             return ()
+        self.meet(row, columns)
         if column not in row and _OTHER.get(column) in row:
             column = _OTHER[column]  # our own rows have either
         if column not in row:
             raise BadRowError(f"has no '{column}', which the first row has; expected it in every row")
         turns = self.turns.prompt(row[column], column)
-        if "input" in columns and (more := row.get(columns["input"])):
+        if turns and "input" in columns and (more := row.get(columns["input"])):
             last = turns[-1]
             turns = (*turns[:-1], type(last)(last.role, f"{last.content}\n{self.text(more, columns['input'])}"))
         if "history" in columns:
@@ -219,7 +210,7 @@ class PairReader:
                 number = float(value)
                 if math.isfinite(number):
                     return number
-        raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a number")
+        raise BadRowError(f"'{name}' is {as_json(value)}; expected a number")
 
     def between(self, value: object, name: str, least: float) -> float:
         """A probability of 0.5 to 1, or a share above 0, as the least value says."""
@@ -245,8 +236,21 @@ class PairReader:
         if value is None:
             return ""
         if not _is_name(value):
-            raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a name, as text or as a number")
+            raise BadRowError(f"'{name}' is {as_json(value)}; expected a name, as text or as a number")
         return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _class_of(a: Side, b: Side, choice: Choice | None) -> Class:
+    """The class of two replies of which the one is better, or neither."""
+    if a.context is not b.context and not alike(a.context, b.context):
+        return "different_contexts"
+    if is_blank(a.reply) or is_blank(b.reply) or has_silent_turn(a.context):
+        return "empty" if a.calls == b.calls else "calls"
+    if a.reply == b.reply or (not plainly_different(a.reply, b.reply) and same_text(a.reply, b.reply)):
+        return "equal" if a.calls == b.calls else "calls"
+    if choice is None:
+        return "unlabelled"
+    return "preference" if choice in ("a", "b") else choice  # type: ignore[return-value]
 
 
 def _is_name(value: object) -> bool:
@@ -277,13 +281,17 @@ class OwnColumns:
         self.names: dict[str, str] = {role: given.get(role, role) for role in _OWN} | reader.rater_column(row)
         asked = given.keys() | ({"strength"} if reader.file.strengths else set())
         self._leave_others(row, asked)
-        labels = {self.names[role] for role in ("probability", "strength") if role in self.names}
-        self.marked = row.get("source") in ("ai", "human") and not labels.isdisjoint(row)
-        """Whether rows say who prefers, and by which principles."""
+        self._labels = {self.names[role] for role in ("probability", "strength") if role in self.names}
+        self.marked = self._says_who(row)
+        """Whether the first row says who prefers, so that all must."""
         if self.marked:
-            self.names |= {"source": "source", "principles": "principles"}
+            self.names |= _WHO
             self._leave_others(row, asked)
         columns |= {role: column for role, column in self.names.items() if column in row}
+
+    def _says_who(self, row: Row) -> bool:
+        """Whether a row says who prefers, beside how sure or how much."""
+        return row.get("source") in ("ai", "human") and not self._labels.isdisjoint(row)
 
     def _leave_others(self, row: Row, asked: Container[str]) -> None:
         """Leave out the columns that hold something else; refuse one of those that were asked for."""
@@ -303,7 +311,8 @@ class OwnColumns:
             BadRowError: a column holds something else.
         """
         said: dict[str, Any] = {}
-        for role, column in self.names.items():
+        names = self.names if self.marked or not self._says_who(row) else self.names | _WHO
+        for role, column in names.items():
             value = self._parsed(role, column, row.get(column))
             if value is not None:
                 said[role] = value
@@ -312,7 +321,7 @@ class OwnColumns:
         if self.marked and "source" not in said:
             raise BadRowError('\'source\' is null; expected "ai" or "human", as in the first row')
         if not said.keys() <= self._columns.keys():
-            self._columns |= {role: self.names[role] for role in said}
+            self._columns |= {role: names[role] for role in said}
         probability, strength = said.get("probability"), said.get("strength")
         is_tie = probability == 0.5 or (probability is None and strength == 0)
         by = (*([said["principle"]] if "principle" in said else []), *said.get("principles", ()))
@@ -340,14 +349,14 @@ def _strength(reader: PairReader, value: object, column: str) -> int:
             "number from 0: write it without the sign, or swap the replies where the sign is right"
         )
     if number is None or number != int(number):
-        raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected a whole number from 0")
+        raise BadRowError(f"'{column}' is {as_json(value)}; expected a whole number from 0")
     return int(number)
 
 
 def _source(_reader: PairReader, value: object, column: str) -> object:
     """Who prefers."""
     if value not in ("ai", "human"):
-        raise BadRowError(f'\'{column}\' is {as_json_safe(value)}; expected "ai" or "human", as in the first row')
+        raise BadRowError(f'\'{column}\' is {as_json(value)}; expected "ai" or "human", as in the first row')
     return value
 
 
@@ -355,7 +364,7 @@ def _texts(reader: PairReader, value: object, column: str) -> tuple[str, ...] | 
     """The texts of a list; None where it is empty."""
     listed = _listed(reader, value)
     if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
-        raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected a list of texts")
+        raise BadRowError(f"'{column}' is {as_json(value)}; expected a list of texts")
     return tuple(listed) or None
 
 
@@ -363,7 +372,7 @@ def _numbers(reader: PairReader, value: object, column: str) -> tuple[float, ...
     """The numbers of a list; None where it is empty."""
     listed = _listed(reader, value)
     if not isinstance(listed, list) or not all(isinstance(item, int | float) for item in listed):
-        raise BadRowError(f"'{column}' is {as_json_safe(value)}; expected a list of numbers")
+        raise BadRowError(f"'{column}' is {as_json(value)}; expected a list of numbers")
     return tuple(map(float, listed)) or None
 
 

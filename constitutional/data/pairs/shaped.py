@@ -7,11 +7,12 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
+from constitutional.base.jsonl import as_json
 from constitutional.base.records import Message
 from constitutional.data.candidates import Candidate, Row
 from constitutional.data.pairs.reader import PairForm, PairReader, key_of_column
 from constitutional.data.pairs.sides import two_sides
-from constitutional.data.turns import BadRowError, Conversation, Side, as_json_safe, is_list_of
+from constitutional.data.turns import BadRowError, Conversation, Side, is_list_of
 
 _NODE: Final = {"message_id", "parent_id", "message_tree_id", "text", "role", "rank"}
 _HISTORY: Final = {"turn", "role", "content", "score", "if_chosen"}
@@ -25,7 +26,7 @@ def tinker(reader: PairReader, row: Row) -> PairForm | None:
     def flat(row: Row) -> Row:
         inner = row.get("comparison")
         if not isinstance(inner, dict):
-            raise BadRowError(f"'comparison' is {as_json_safe(inner)}; expected an object with two completions")
+            raise BadRowError(f"'comparison' is {as_json(inner)}; expected an object with two completions")
         return {**inner, **{key: value for key, value in row.items() if key != "comparison"}}
 
     inner = row.get("comparison")
@@ -116,7 +117,7 @@ def tree(reader: PairReader, row: Row) -> PairForm | None:
     def read(number: int, row: Row) -> Sequence[Candidate]:
         root = row.get("prompt")
         if not isinstance(root, dict):
-            raise BadRowError(f"'prompt' is {as_json_safe(root)}; expected a message with its replies")
+            raise BadRowError(f"'prompt' is {as_json(root)}; expected a message with its replies")
         return list(_of_tree(reader, number, root, lambda node: node.get("replies") or []))
 
     columns = {"prompt": "prompt.text", "replies": "prompt.replies.text", "order": "prompt.replies.rank"}

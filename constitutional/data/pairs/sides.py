@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import Any, Final
 
-from constitutional.base.jsonl import BadTextError, parse
+from constitutional.base.jsonl import BadTextError, as_json, parse
 from constitutional.data.candidates import (
     SIDES,
     Candidate,
@@ -17,7 +17,7 @@ from constitutional.data.candidates import (
 )
 from constitutional.data.pairs.reader import CONTEXT, PairForm, PairReader, Replies
 from constitutional.data.sources import ReadAs
-from constitutional.data.turns import BadRowError, Side, as_json_safe
+from constitutional.data.turns import BadRowError, Side
 
 VERDICTS: Final = (
     *("winner", "preferred_text", "preference", "preferred", "choice", "label", "better", "vote", "verdict"),
@@ -194,7 +194,7 @@ def _naming(reader: PairReader, first: object, sides: tuple[str, str], column: s
 
 def _ambiguous(value: object, sides: tuple[str, str], column: str) -> BadRowError:
     return BadRowError(
-        f"'{column}' is {as_json_safe(value)}, which could be a side, a truth, a probability or a strength; write "
+        f"'{column}' is {as_json(value)}, which could be a side, a truth, a probability or a strength; write "
         f"'{sides[0]}', '{sides[1]}' or 'tie' in it, or have it read as the probability that '{sides[0]}' is better, "
         f"with columns: {{probability: {column}}}, or as a strength that is negative where '{sides[0]}' is better, "
         f"with columns: {{strength: {column}}}"
@@ -320,7 +320,7 @@ def _texts_within(row: Row, name: str) -> list[str]:
     except BadTextError as error:
         raise BadRowError(f"'{name}' {error}; expected a JSON list of texts") from error
     if not isinstance(texts, list) or not all(isinstance(text, str | None) for text in texts):
-        raise BadRowError(f"'{name}' is {as_json_safe(value)}; expected a JSON list of texts")
+        raise BadRowError(f"'{name}' is {as_json(value)}; expected a JSON list of texts")
     return [text or "" for text in texts]
 
 

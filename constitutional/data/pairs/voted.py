@@ -34,7 +34,7 @@ def annotated_pairs(reader: PairReader, row: Row) -> PairForm | None:
         return None
 
     def read(number: int, row: Row) -> Sequence[Candidate]:
-        context = _asked(reader, row) or (reader.context(row, {"prompt": "prompt"}) if row.get("prompt") else ())
+        context = _asked(reader, row) or (reader.turns.prompt(row["prompt"], "prompt") if row.get("prompt") else ())
         a, b = (reader.turns.side(response_of(row, side), f"response_{side}", context) for side in "ab")
         return [reader.candidate(number, a, b, opinion) for opinion in _annotations(reader, row) or [Opinion(None)]]
 
