@@ -17,7 +17,7 @@ from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.people import on_gold, work_of
 from constitutional.review import lead_pages
 from constitutional.review.accounts import Rater
-from constitutional.review.ballot import Ballot
+from constitutional.review.ballot import Ballot, PrincipleChoice
 from constitutional.review.database import MIGRATIONS, Database
 from constitutional.review.export import verdicts_of
 from constitutional.review.lead import Labels, LeadSources, overview, works_of
@@ -741,16 +741,17 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     (tmp_path / "ours.yaml").write_text(GOLDEN)
     config = configured(tmp_path, "spotcheck.gold_share=0.5", "until=sample_pairs")
     store, _ = go(config, World())
-    review = open_review(store, ReviewSettings())
+    review = open_review(store, ReviewSettings(by_principle=True))
     assert review.plan.wanted == len(store.read("comparisons", Comparison))
     rater = review.accounts.rater_of(review.accounts.enter(review.accounts.invite("ada", "lead")) or "")
     assert rater is not None
     number = 0
     while shown := review.store.next(review.plan, rater):
         known = shown.payload.messages[-1].content == "Hello?"
-        ballot = Ballot("tie", opened=True)
+        choice: PrincipleChoice = "tie"
         if known:
-            ballot = Ballot("first" if shown.payload.replies[0] == "Hi." else "second", opened=True)
+            choice = "first" if shown.payload.replies[0] == "Hi." else "second"
+        ballot = Ballot(choice, principles={"brief": choice, "long": "not_applicable"}, opened=True)
         review.store.vote(review.plan, rater, shown.id, f"key number {number}", ballot)
         number += 1
     review.database.close()
@@ -758,7 +759,10 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     assert main(["review", str(store.folder), "freeze"]) == 0
     (frozen,) = (store.folder / "verdicts").glob("*.jsonl")
     rows = read_verdicts(frozen, {row.id for row in store.read("comparisons", Comparison)})
-    assert [(row.choice, row.gold) for row in rows if row.gold] == [("a", "a")]
+    assert [(row.choice, row.gold, row.principle) for row in rows if row.gold] == [
+        ("a", "a", None),
+        ("a", "a", "brief"),
+    ]
     assert on_gold(rows) == {"ada": (1, 1)}
     assert work_of(rows).votes == number
     assert old_settings(review, ReviewSettings()) == []
