@@ -53,12 +53,12 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     """The run's review, with the plan of the task.
 
     Where there is none, the comparisons that the run's settings choose for spot-checks become one; where they choose
-    none, all comparisons of the run.
+    none, all comparisons of the run. A plan of pairs follows the run: about what it compares no more nobody is asked.
 
     Args:
         run: the run.
         settings: the task, the database, and what a new plan is made of.
-        plans: make a plan where there is none.
+        plans: make a plan where there is none, or bring it up to date.
 
     Raises:
         UsageError: there is no plan, and none is to be made.
@@ -94,13 +94,17 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
                 sensitive=settings.sensitive,
             )
             stored = store.add_plan(plan, _items(run, config, settings, constitution))
-        elif plans and settings.task == "pair" and settings.about == "comparisons":
-            comparisons = run.read("comparisons", Comparison)
-            if (checks := plan_of(run, config, comparisons, settings.budget)) is not None:
+        elif plans and settings.task == "pair":
+            comparisons = run_comparisons(run, settings.about)
+            checks = plan_of(run, config, comparisons, settings.budget) if settings.about == "comparisons" else None
+            # Without the budget that they were chosen for, nobody knows which others would be asked about.
+            if checks is not None or not stored.spot_checked:
                 # Patterns that were typed when the review began hide texts that come later, too.
                 sensitive = {**stored.plan.sensitive, **settings.sensitive}
-                every = items_of(comparisons, "pair", seed=config.seed, wanted=settings.overlap, sensitive=sensitive)
-                stored = store.extend_plan(stored, spot_checked(every, checks), sensitive)
+                overlap = max(stored.overlap, 1)
+                items = items_of(comparisons, "pair", seed=config.seed, wanted=overlap, sensitive=sensitive)
+                items = items if checks is None else spot_checked(items, checks)
+                stored = store.extend_plan(stored, items, sensitive)
     except BaseException:
         database.close()
         raise
@@ -112,7 +116,7 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
 
 def _items(run: RunStore, config: RunConfig, settings: ReviewSettings, constitution: Constitution) -> list[PlannedItem]:
     """What a new plan asks about."""
-    comparisons = _labels(run, settings.about).comparisons
+    comparisons = run_comparisons(run, settings.about)
     items = items_of(
         comparisons, settings.task, seed=config.seed, wanted=settings.overlap, sensitive=settings.sensitive
     )
@@ -140,13 +144,18 @@ def _constitution_file(name: str) -> Path | None:
     return None if path.is_relative_to(shipped("constitutions")) else path
 
 
+def run_comparisons(run: RunStore, about: About) -> list[Comparison]:
+    """What people can be asked about, as the run has it now."""
+    if about == "comparisons":
+        return run.read("comparisons", Comparison)
+    contests = contests_of(run.read("samples", Sample), run.read("measurements", Measurement))
+    return [contest.comparison for contest in contests]
+
+
 def _labels(run: RunStore, about: About) -> Labels:
     """What people are asked about, with the labeler's judgements where they are kept one by one."""
-    if about == "evaluation":
-        contests = contests_of(run.read("samples", Sample), run.read("measurements", Measurement))
-        return Labels([contest.comparison for contest in contests], [])
-    judged = "judgements" in run.artifacts()
-    return Labels(run.read("comparisons", Comparison), run.read("judgements", Judgement) if judged else [])
+    judged = about == "comparisons" and "judgements" in run.artifacts()
+    return Labels(run_comparisons(run, about), run.read("judgements", Judgement) if judged else [])
 
 
 def equal_replies(run: RunStore) -> int:
@@ -157,7 +166,7 @@ def equal_replies(run: RunStore) -> int:
 
 
 def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
-    """What a user should know where settings are typed that a plan is made of, and the plan was made with others."""
+    """What a user should know where a plan was made with other settings than are typed, or by another constitution."""
     kept, typed = "; that was decided when the review began", settings.model_fields_set
     notes = []
     if "by_principle" in typed and settings.by_principle != bool(review.plan.plan.principles):
@@ -167,6 +176,14 @@ def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
     can_have_gold = review.plan.plan.task == "pair" and review.plan.plan.about == "comparisons"
     if review.store.gold_share and can_have_gold and not review.plan.gold:
         notes.append(f"there are no gold items, though spotcheck.gold_share asks for them{kept}")
+    shown = " and ".join(
+        name for name, there in (("principles", review.plan.plan.principles), ("gold items", review.plan.gold)) if there
+    )
+    if shown and review.store.constitution != review.plan.plan.constitution:
+        notes.append(
+            f"the constitution has changed since the review began, and raters see the {shown} of then; to begin anew, "
+            "move review.sqlite away, or type review.database=… with an empty database"
+        )
     unused = [name for name in settings.sensitive if name not in review.plan.categories]
     notes += [
         f"no text is hidden because of '{name}': it occurs in none, or the review began without it" for name in unused

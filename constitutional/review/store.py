@@ -45,6 +45,8 @@ class StoredPlan(NamedTuple):
     """Items with a known answer, which want no votes."""
     categories: tuple[str, ...]
     """Kinds of harmful texts among its items."""
+    spot_checked: bool
+    """Some of its items were chosen for a budget."""
 
 
 class Assigned(NamedTuple):
@@ -126,7 +128,8 @@ class ReviewStore:
     ) -> None:
         self._database = database
         self._held_s = 60 * minutes
-        self._constitution = constitution
+        self.constitution: Final = constitution
+        """Digest of the one that the run has now."""
         self.gold_share: Final = gold_share
         """Share of the items shown to a rater that are gold."""
         self._clock = clock
@@ -177,18 +180,21 @@ class ReviewStore:
 
         `sensitive` is kept as the plan's, if it is given: the items are categorised by it.
 
-        An item that is no longer planned keeps its votes, and is asked about no more. Votes beyond those that are now
-        wanted of an item are taken off what is wanted of new items a second time, as far as that goes.
+        An item that is no longer planned keeps its votes, and is asked about no more. Where the items are chosen for a
+        budget, votes beyond those that are now wanted of an item are taken off what is wanted of new items a second
+        time, as far as that goes.
         """
         planned = {item.comparison: item for item in items}
+        has_budget = any(item.stratum for item in items)
+        needed = ITEM.c["id", "comparison", "rank", "taken", "wanted", "stratum", "probability", "audit", "gold"]
 
         def work(connection: Connection) -> StoredPlan:
             own = (ITEM.c.plan_id == plan.id) & ITEM.c.gold.is_(None)
-            rows = connection.execute(select(ITEM).where(ITEM.c.plan_id == plan.id).with_for_update()).all()
+            rows = connection.execute(select(*needed).where(ITEM.c.plan_id == plan.id).with_for_update()).all()
             known = {row.comparison: row for row in rows if row.gold is None}
             wanted = {name: item.wanted for name, item in planned.items()}
             extra = sum(max(row.taken - wanted.get(name, 0), 0) for name, row in known.items())
-            for name in reversed(wanted):
+            for name in reversed(wanted) if has_budget else ():
                 if extra > 0 and wanted[name] > 1 and (name not in known or not known[name].taken):
                     wanted[name], extra = wanted[name] - 1, extra - 1
             for name, row in known.items():
@@ -434,7 +440,7 @@ class ReviewStore:
             seconds = None if shown is None else min(max(now - shown, 0.0), LONGEST_S)
             names = {"item_id": item, "rater_id": rater.id, "version": version + 1}
             values = (
-                names | {"created": now, "seconds": seconds} | decision._asdict() | {"constitution": self._constitution}
+                names | {"created": now, "seconds": seconds} | decision._asdict() | {"constitution": self.constitution}
             )
             connection.execute(insert(SETTLEMENT).values(values))
             self._expose(connection, rater.id, item, row.category)
@@ -567,7 +573,7 @@ class ReviewStore:
     def _add_vote(self, connection: Connection, row: Row[Any], key: str, values: dict[str, Any]) -> None:
         latest = connection.scalar(select(func.max(VOTE.c.version)).where(VOTE.c.assignment_id == row.id))
         names = {"assignment_id": row.id, "item_id": row.item_id, "rater_id": row.rater_id, "key": key}
-        told = {"version": (latest or 0) + 1, "constitution": self._constitution, "created": self._clock()}
+        told = {"version": (latest or 0) + 1, "constitution": self.constitution, "created": self._clock()}
         connection.execute(insert(VOTE).values(names | told | values))
 
     def _expose(self, connection: Connection, rater: int, item: int, category: str) -> None:
@@ -602,7 +608,9 @@ def _stored_plan(connection: Connection, task: Task, about: About) -> StoredPlan
     gold = connection.scalar(known) or 0
     categories = connection.scalars(select(ITEM.c.category).where(ITEM.c.plan_id == row.id).distinct())
     names = {name for category in categories for name in category.split(BETWEEN) if name}
-    return StoredPlan(row.id, plan, int(wanted), overlap, gold, tuple(sorted(names)))
+    chosen = select(ITEM.c.id).where(ITEM.c.plan_id == row.id, ITEM.c.gold.is_(None), ITEM.c.stratum != "").limit(1)
+    spot_checked = connection.scalar(chosen) is not None
+    return StoredPlan(row.id, plan, int(wanted), overlap, gold, tuple(sorted(names)), spot_checked)
 
 
 _SEEN: Final = (

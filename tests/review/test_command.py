@@ -480,6 +480,45 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     assert main(["review", str(folder), "freeze", "review.about=evaluation", "review.task=rank"]) == 2
 
 
+def test_after_a_change_upstream_new_pairs_are_asked_about_and_votes_on_old_ones_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)
+    words = ["prompts.train=12", "until=sample_pairs"]
+    run, _ = go(configured(tmp_path, *words), World())
+    before = {row.id for row in run.read("comparisons", Comparison)}
+    vote_on_all(run.folder, Ballot("first"), overlap=2)
+    run, _ = go(configured(tmp_path, *words, "prompts.train=15", "seed=5"), World())
+    now = {row.id for row in run.read("comparisons", Comparison)}
+    gone, new = before - now, now - before
+    assert gone
+    assert new
+    review = open_review(run, ReviewSettings())
+    review.database.close()
+    # One vote is in on each pair of before, which wants a second one only where the run still compares it.
+    assert review.plan.wanted == len(gone) + 2 * len(now)
+    assert open_review(run, ReviewSettings(overlap=3)).plan.wanted == review.plan.wanted
+    vote_on_all(run.folder, Ballot("second"))
+    votes = tmp_path / "votes.jsonl"
+    assert main(["review", str(run.folder), "freeze"]) == 0
+    assert f"{len(gone)} votes in the database" in capsys.readouterr().err
+    assert main(["review", str(run.folder), "export", "--out", str(votes)]) == 0
+    (frozen,) = (run.folder / "verdicts").glob("*.jsonl")
+    for file in (frozen, votes):
+        assert {verdict.comparison for verdict in read_verdicts(file, now)} == now
+
+
+def test_a_constitution_that_has_changed_is_told_where_raters_see_it(run_folder: Path) -> None:
+    for task, by_principle in (("pair", True), ("rank", False)):
+        settings = ReviewSettings.model_validate({"task": task, "by_principle": by_principle})
+        review = open_review(RunStore.load(run_folder), settings)
+        assert old_settings(review, settings) == []
+        review.database.close()
+        changed = ReviewStore(review.database, constitution="another")
+        notes = old_settings(review._replace(store=changed), settings)
+        assert ["constitution" in note for note in notes] == [True] * by_principle
+
+
 class Alike(World):
     """Models that often give the reply of the others, with other spaces."""
 
