@@ -406,6 +406,15 @@ def test_a_second_batch_adds_to_the_plan_and_votes_that_are_in_count(database: D
     assert [vote.audit for vote in votes] == [False, True, False, False, False, False]
 
 
+def test_an_item_that_was_skipped_and_is_planned_no_more_breaks_no_page(sqlite: Database) -> None:
+    pairs = [compared(number) for number in range(2)]
+    made = led(sqlite, [planned(row, number) for number, row in enumerate(pairs)], Labels(pairs, []))
+    say(made, made.rater("ada"), {"0": "skip", "1": "a"})
+    made.plan = made.store.extend_plan(made.plan, [planned(pairs[1], 1)])
+    assert made.plan.wanted == 1
+    assert lead(made).get("/lead").status_code == 200
+
+
 # Blindness
 
 
