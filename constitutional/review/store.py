@@ -186,7 +186,7 @@ class ReviewStore:
         """
         planned = {item.comparison: item for item in items}
         has_budget = any(item.stratum for item in items)
-        needed = ITEM.c["id", "comparison", "rank", "taken", "wanted", "stratum", "probability", "audit", "gold"]
+        needed = ITEM.c["id", "comparison", "rank", "taken", "wanted", "stratum", "probability", "audit", "gold", "category"]
 
         def work(connection: Connection) -> StoredPlan:
             own = (ITEM.c.plan_id == plan.id) & ITEM.c.gold.is_(None)
@@ -201,7 +201,7 @@ class ReviewStore:
                 item = planned.get(name)
                 values: dict[str, Any] = {"wanted": max(row.taken, wanted.get(name, 0))}
                 if item is not None:
-                    values |= {"stratum": item.stratum, "probability": item.probability, "audit": item.audit}
+                    values |= item.model_dump(include={"stratum", "probability", "audit", "category"})
                 if any(getattr(row, column) != value for column, value in values.items()):
                     connection.execute(update(ITEM).where(own, ITEM.c.id == row.id).values(values))
             if sensitive is not None:
