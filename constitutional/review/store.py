@@ -27,9 +27,10 @@ BATCH: Final = 1000
 """Items that are written at once."""
 ANSWERED: Final = ("voted", "skipped")
 """States of an item to which a rater has given an answer."""
-Outcome = Literal["saved", "repeated", "not_needed", "unopened"]
+Outcome = Literal["saved", "repeated", "not_needed", "unopened", "seen"]
 """`repeated`: the same submission came before; `not_needed`: others have given all votes that are wanted; `unopened`:
-the item's texts are hidden as harmful, and the rater has not opened them."""
+the item's texts are hidden as harmful, and the rater has not opened them; `seen`: the rater has seen the labeler's
+label, so that another answer would not count, and the one before it stands."""
 
 
 class StoredPlan(NamedTuple):
@@ -298,6 +299,10 @@ class ReviewStore:
             held, answers = row.state in ("open", "voted"), ballot.choice != "skip"
             if ballot.opened:
                 self._expose(connection, rater.id, row.item_id, row.category)
+            if _seen_by(connection, rater.id, row.item_id):
+                if row.state == "open":  # an older version showed it again after the label
+                    _return(connection, row)
+                return "seen"
             if answers and row.category and not _opened_by(connection, rater.id, row.item_id):
                 return "unopened"
             if answers and not held and not _take(connection, row.item_id):
@@ -354,6 +359,8 @@ class ReviewStore:
             row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.id == last.scalar_subquery())).one_or_none()
             if row is None:
                 return None
+            if _seen_by(connection, rater.id, row.item_id):
+                return "seen"
             if row.state == "skipped" and not _take(connection, row.item_id):
                 return "not_needed"
             if other := connection.execute(_of(plan, rater).where(ASSIGNMENT.c.state == "open")).one_or_none():
@@ -388,8 +395,7 @@ class ReviewStore:
         def work(connection: Connection) -> None:
             _lock(connection, rater)
             for item in sorted(items):
-                own = (SIGHT.c.rater_id == rater.id) & (SIGHT.c.item_id == item)
-                if connection.scalar(select(SIGHT.c.id).where(own)) is not None:
+                if _seen_by(connection, rater.id, item):
                     continue
                 votes = select(func.max(VOTE.c.id)).where(VOTE.c.rater_id == rater.id, VOTE.c.item_id == item)
                 names = {"rater_id": rater.id, "item_id": item, "last_vote": connection.scalar(votes) or 0}
@@ -618,7 +624,7 @@ _SEEN: Final = (
     .where(SIGHT.c.rater_id == VOTE.c.rater_id, SIGHT.c.item_id == VOTE.c.item_id, SIGHT.c.last_vote < VOTE.c.id)
     .exists()
 )
-"""Whether the rater had seen the labeler's label when voting."""
+"""Whether the rater had seen the labeler's label when voting, which older versions let happen."""
 
 
 def _answers(plan: StoredPlan, *, audit: bool) -> Select[Any]:
@@ -669,6 +675,11 @@ def _exposed_to(answer: Table) -> Exists:
 def _opened_by(connection: Connection, rater: int, item: int) -> bool:
     own = (EXPOSURE.c.rater_id == rater) & (EXPOSURE.c.item_id == item)
     return connection.scalar(select(EXPOSURE.c.id).where(own)) is not None
+
+
+def _seen_by(connection: Connection, rater: int, item: int) -> bool:
+    own = (SIGHT.c.rater_id == rater) & (SIGHT.c.item_id == item)
+    return connection.scalar(select(SIGHT.c.id).where(own)) is not None
 
 
 def _lock(connection: Connection, rater: Rater) -> None:

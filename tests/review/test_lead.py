@@ -488,7 +488,7 @@ def test_all_hidden_ones_can_be_shown_at_once(contradicted: Setting, sqlite: Dat
         assert connection.scalars(select(SIGHT.c.item_id)).all() == [2]
 
 
-def test_a_vote_after_the_label_was_seen_does_not_count_and_one_before_does(sqlite: Database) -> None:
+def test_nobody_votes_after_the_label_was_seen_and_the_vote_before_stands(sqlite: Database) -> None:
     comparisons = [compared(number) for number in range(2)]
     labels = Labels(comparisons, [judged(row, 0.1) for row in comparisons])
     made = led(sqlite, [planned(row, n, wanted=3) for n, row in enumerate(comparisons)], labels)
@@ -500,7 +500,8 @@ def test_a_vote_after_the_label_was_seen_does_not_count_and_one_before_does(sqli
     second = made.store.next(made.plan, lea)
     assert second is not None
     assert second.payload.messages[0].content == "Question 1?"
-    made.store.vote(made.plan, lea, first.id, "late", Ballot("tie"))  # from a window that was still open
+    late = made.store.vote(made.plan, lea, first.id, "late", Ballot("tie"))  # from a window that was still open
+    assert (late, made.store.answered(made.plan, lea)) == ("seen", 0)
     made.store.vote(made.plan, lea, second.id, "blind", Ballot("tie"))
 
     def own() -> list[str]:
@@ -511,9 +512,11 @@ def test_a_vote_after_the_label_was_seen_does_not_count_and_one_before_does(sqli
     browser = Browser(made.site()).enter(made.accounts, "lea")
     assert "The text of brief." in browser.get("/lead/item?item=2").text  # the lead has voted on it
     assert own() == [comparisons[1].id]
-    made.store.undo(made.plan, lea)
-    made.store.vote(made.plan, lea, second.id, "changed", Ballot("both_bad"))
-    assert own() == []
+    browser.get("/")
+    assert "have seen the label" in browser.post("/undo", browser.fields()).text
+    for ballot in (Ballot("both_bad"), Ballot("skip", rationale="unsure")):
+        assert made.store.vote(made.plan, lea, second.id, ballot.choice, ballot) == "seen"
+    assert (own(), made.store.answered(made.plan, lea)) == ([comparisons[1].id], 1)
     settle(browser, 2, "b")
     assert own() == [comparisons[1].id]
 
