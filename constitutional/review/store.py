@@ -153,9 +153,9 @@ class ReviewStore:
         If another process has just added a plan of this task about the same, that one stays, and is returned.
 
         Raises:
-            UsageError: there is no item.
+            UsageError: there is no item, or none whose answer is not known.
         """
-        if not items:
+        if all(item.gold for item in items):
             raise UsageError(f"{plan.run}: there is nothing to ask people about")
 
         def work(connection: Connection) -> StoredPlan:

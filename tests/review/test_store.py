@@ -503,6 +503,13 @@ def test_the_database_itself_holds_the_quota_and_counts_once(database: Database)
         )
 
 
+def test_nobody_is_asked_about_known_answers_alone(database: Database) -> None:
+    store = ReviewStore(database)
+    with pytest.raises(UsageError, match="nothing to ask"):
+        store.add_plan(Plan(run="first", task="pair", constitution="d", seed=7), [item(0, gold="a", wanted=9)])
+    assert store.plan("pair") is None
+
+
 def test_a_plan_stays_as_it_is_when_another_is_added(database: Database) -> None:
     made = setting(database, [item(0)])
     again = made.store.add_plan(made.plan.plan, [item(5), item(6)])
