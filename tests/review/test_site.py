@@ -165,13 +165,16 @@ def test_what_is_wrong_is_told_and_what_was_written_stays(
 ) -> None:
     made = setting(sqlite, [item(0)], principles=PRINCIPLES)
     browser = Browser(made.site()).enter(made.accounts, "ada")
-    page = browser.vote(**fields)
+    made.clock.now += 100
+    page = browser.vote(**fields, seconds="61.50")
     assert page.status_code == 422
+    assert browser.fields()["seconds"] == "61.50"  # from which the script goes on
     assert complaint in page.text
     assert fields.get("rationale", "") in page.text
     assert voted(made) == []
     browser.vote(choice="tie", principle_1="first", principle_2="not_applicable")
     assert voted(made) == [("c0", "tie")]
+    assert made.store.counted_votes(made.plan, audit=True)[0].seconds == 61.5
 
 
 @pytest.mark.parametrize(
