@@ -1,6 +1,7 @@
 """Serves the pages of a run's review until it is interrupted."""
 
 import getpass
+import shlex
 import socket
 from collections.abc import Callable
 from functools import cache
@@ -205,11 +206,20 @@ def invite(run: RunStore, settings: ReviewSettings, name: str, role: Role | None
         raise UsageError(
             "a link needs the page's address; type review.port=PORT or review.url=https://…, as the page is served"
         )
+    if settings.url is None and settings.host in EVERY_ADDRESS:
+        raise UsageError(_no_address(settings))
     database = Database.open(run.folder, settings.database)
     try:
         return link(page_url(settings, settings.port), Accounts(database).invite(name, role))
     finally:
         database.close()
+
+
+def _no_address(settings: ReviewSettings) -> str:
+    return (
+        f"review.host={settings.host} is no address that raters can type; type also review.url=https://…, or "
+        f"review.url=http://ADDRESS:{settings.port or 'PORT'} with an address of this machine"
+    )
 
 
 def link(url: str, token: str) -> str:
@@ -230,21 +240,22 @@ def bind(settings: ReviewSettings, *, invited: bool) -> socket.socket:
 
     Args:
         settings: the address and the port.
-        invited: whether anybody has an invitation beside whoever starts the command.
+        invited: whether anybody has an invitation that was typed.
 
     Raises:
         ConfigurationError: other machines would reach the address, and nobody is invited or no URL is named; or the
             address cannot be had.
     """
     host, port = settings.host, settings.port
+    if host in EVERY_ADDRESS and settings.url is None:
+        raise ConfigurationError(_no_address(settings))
     if host not in LOOPBACK and not invited:
+        where = f"review.host={host} review.port={port or 'PORT'}"
+        where = where if settings.url is None else shlex.quote(f"review.url={settings.url}")
+        where += " review.database=…" if settings.database else ""  # which may hold a password
         raise ConfigurationError(
             f"review.host={host} can be reached from other machines, and nobody is invited yet; type first "
-            f"constitutional review RUN invite NAME review.host={host} review.port=PORT"
-        )
-    if host in EVERY_ADDRESS and settings.url is None:
-        raise ConfigurationError(
-            f"review.host={host} is no address that raters can type; type also review.url=https://…"
+            f"constitutional review RUN invite NAME {where}"
         )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -278,7 +289,7 @@ def serve(
         voted: is told the number of votes after each.
         folder: the run's, where the address is kept for later invitations.
     """
-    bound = bind(settings, invited=review.accounts.anybody_but(_user()))
+    bound = bind(settings, invited=review.accounts.anybody_invited(LOCAL_S))
     try:
         url = page_url(settings, bound.getsockname()[1])
         atomic_write(folder / SERVED, f"{url}\n".encode())

@@ -31,7 +31,7 @@ from constitutional.review.database import FILE, Database
 from constitutional.review.export import verdicts_of_ranks, write_demonstrations, write_table
 from constitutional.review.plan import ItemPayload, items_of
 from constitutional.review.schema import ITEM, PLAN
-from constitutional.review.serve import bind, equal_replies, old_settings, open_review
+from constitutional.review.serve import LOCAL_S, bind, equal_replies, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task, read_settings
 from constitutional.review.site import Site
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
@@ -172,7 +172,14 @@ def test_exported_votes_are_verdicts_that_the_run_mixes(run_folder: Path, tmp_pa
         (["review.sensitive=[1984]"], "expected words"),
         (["review.sensitive=stab"], "review.sensitive"),
         (["review.url=https://user:pw@host"], "review.url"),
-        (["review.host=0.0.0.0"], "nobody is invited"),
+        (["review.url=http://host:99999"], "review.url"),
+        (["review.url=http://host:abc"], "review.url"),
+        (["review.url=http://[::1"], "review.url"),
+        (["review.url=http://:80"], "review.url"),
+        (["review.url=http://host?page"], "review.url"),
+        (["review.currency=2024-13-45"], "review.currency"),
+        (["review.host=0.0.0.0"], "review.url=https://"),
+        (["invite", "A", "review.host=0.0.0.0"], "review.url=https://"),
         (["review.host=192.0.2.1"], "nobody is invited"),
         (["review.database=mysql://host/name"], "postgresql://"),
     ],
@@ -220,15 +227,34 @@ def test_without_the_packages_it_says_what_to_install(
 
 
 def test_other_machines_are_served_only_where_somebody_is_invited() -> None:
-    with pytest.raises(ConfigurationError, match="invite NAME"):
-        bind(ReviewSettings(host="0.0.0.0", port=0), invited=False)  # noqa: S104 - which is refused
-    with pytest.raises(ConfigurationError, match=r"review\.url"):
-        bind(ReviewSettings(host="0.0.0.0", port=0), invited=True)  # noqa: S104
+    every, url = "0.0.0.0", "https://review.example.org"  # noqa: S104 - which is refused
+    for invited in (False, True):  # an invitation would need the URL too
+        with pytest.raises(ConfigurationError, match=r"review\.url"):
+            bind(ReviewSettings(host=every, port=0), invited=invited)
+    for settings, advice in (
+        (ReviewSettings(host="192.0.2.1"), r"invite NAME review\.host=192\.0\.2\.1 review\.port=8410$"),
+        (ReviewSettings(host="192.0.2.1", url=url), rf"invite NAME review\.url={url}$"),
+        (ReviewSettings(host=every, url=url, database="postgresql://x@y/z"), rf"={url} review\.database=…$"),
+    ):
+        with pytest.raises(ConfigurationError, match=advice):
+            bind(settings, invited=False)
     bound = bind(ReviewSettings(port=0), invited=False)
     assert bound.proto == socket.IPPROTO_TCP  # without which asyncio holds small packets back
     with pytest.raises(ConfigurationError, match=r"review\.port=0"):
         bind(ReviewSettings(port=bound.getsockname()[1]), invited=False)
     bound.close()
+
+
+def test_who_starts_the_command_is_invited_by_a_typed_invitation_alone(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, None)
+    for clock in (time.time, lambda: 1_800_000_000.3):
+        accounts = Accounts(database, clock)
+        accounts.enter(accounts.invite("me", "lead", LOCAL_S))
+        assert not accounts.anybody_invited(LOCAL_S)
+    accounts.invite("me")
+    accounts.invite("me", "lead", LOCAL_S)
+    assert accounts.anybody_invited(LOCAL_S)
+    database.close()
 
 
 def test_a_database_of_another_run_is_refused(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
