@@ -187,7 +187,9 @@ class ReviewStore:
         """
         planned = {item.comparison: item for item in items}
         has_budget = any(item.stratum for item in items)
-        needed = ITEM.c["id", "comparison", "rank", "taken", "wanted", "stratum", "probability", "audit", "gold", "category"]
+        needed = ITEM.c[
+            "id", "comparison", "rank", "taken", "wanted", "stratum", "probability", "audit", "gold", "category"
+        ]
 
         def work(connection: Connection) -> StoredPlan:
             own = (ITEM.c.plan_id == plan.id) & ITEM.c.gold.is_(None)

@@ -494,7 +494,7 @@ def test_browsers_leave_the_usual_port_out(sqlite: Database, url: str, origins: 
             assert browser.client.get("/", headers={"Host": host}).status_code == 400
 
 
-@pytest.mark.parametrize("letter", ["字", "𝒳", "\n"])
+@pytest.mark.parametrize("letter", ["字", "😀", "\n"])
 def test_the_longest_reply_may_be_sent_in_any_script(sqlite: Database, letter: str) -> None:
     made = setting(sqlite, [item(0, ("Old.",))], task="rewrite")
     browser = Browser(made.site()).enter(made.accounts, "ada")
