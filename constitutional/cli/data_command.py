@@ -142,7 +142,7 @@ def _file(name: str, words: list[str]) -> "DataFile":
             continue
         try:
             parsed = value if part and setting == "columns" else yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a ValueError of what looks like a date, and is none
             raise UsageError(f"{word}: the value cannot be read; expected {{chosen: COLUMN, …}}") from error
         place = settings.setdefault(setting, {})
         place |= {part: parsed} if part else parsed if isinstance(parsed, dict) else {"": parsed}

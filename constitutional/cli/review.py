@@ -6,11 +6,16 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.base.progress import Progress, counted
 from constitutional.base.text import printable
+
+if TYPE_CHECKING:
+    from constitutional.review.settings import ReviewSettings
+    from constitutional.review.store import CountedVote
+    from constitutional.runs.folder import RunStore
 
 _ABOUT: Final = """Serve a page on which people compare a run's replies, until Ctrl-C. It prints the address to open.
 
@@ -147,8 +152,9 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
         given, wanted = review.store.answered(review.plan), review.plan.wanted
     finally:
         review.database.close()
+    votes = _of_the_run(votes, run, settings)
     if all(vote.withdrawn for vote in votes):
-        raise UsageError(f"{folder}: there is no vote yet; type constitutional review {folder}")
+        raise UsageError(f"{folder}: there is no vote on it yet; type constitutional review {folder}")
     path = folder / "verdicts" / f"{time.strftime('%Y-%m-%dT%H-%M-%S')}.jsonl"
     path.parent.mkdir(exist_ok=True)
     write_rows(path, export.verdicts_of(votes))
@@ -163,6 +169,18 @@ def _freeze(folder: Path, words: Sequence[str]) -> None:
     if "=BUDGET" in command:
         print("BUDGET is the review.budget that people were asked with; the run asks nobody by its own settings.")
     print(printable(f"Next: {command}"))
+
+
+def _of_the_run(votes: Sequence["CountedVote"], run: "RunStore", settings: "ReviewSettings") -> list["CountedVote"]:
+    """The votes on pairs that the run still compares, and on gold items: it reads no others. It tells of the rest."""
+    from constitutional.review.serve import run_comparisons
+
+    known = {comparison.id for comparison in run_comparisons(run, settings.about)}
+    kept = [vote for vote in votes if vote.gold or vote.comparison in known]
+    if left := len(votes) - len(kept):
+        what = f"{counted(left, 'vote')} in the database, on replies that the run does not compare any more,"
+        print(f"{what} {'is' if left == 1 else 'are'} left out", file=sys.stderr)
+    return kept
 
 
 def _violations(folder: Path, out: Path | None, words: Sequence[str]) -> None:
@@ -203,8 +221,8 @@ def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
     out: Path | None = arguments.out
     if out is None or out.suffix != ".jsonl":
         raise UsageError("export writes JSON lines; type --out FILE.jsonl")
-    run = RunStore.load(arguments.folder)
-    review = open_review(run, read_settings(words), plans=False)
+    settings, run = read_settings(words), RunStore.load(arguments.folder)
+    review = open_review(run, settings, plans=False)
     try:
         votes = review.store.all_votes(review.plan, audit=arguments.audit)
     finally:
@@ -218,12 +236,11 @@ def _export(arguments: argparse.Namespace, words: Sequence[str]) -> None:
             hours = sum(vote.spent or 0.0 for vote in left) / 3600
             what_else = f"{replies} replies to conversations of several messages, {len(left) - replies} skips"
             print(f"{what_else}, and {hours:.2f} hours of work at them, are in the table alone", file=sys.stderr)
+    elif task == "pair":
+        votes = _of_the_run(votes, run, settings)
+        what = counted(write_rows(out, export.verdicts_of(votes)), "verdict")
     else:
-        rows = (
-            export.verdicts_of(votes)
-            if task == "pair"
-            else export.verdicts_of_ranks(votes, run.read("comparisons", Comparison))
-        )
+        rows = export.verdicts_of_ranks(votes, run.read("comparisons", Comparison))
         what = counted(write_rows(out, rows), "verdict")
     table = out.with_suffix(".csv")
     export.write_table(table, votes)

@@ -9,6 +9,7 @@ are right tells the same by Rogan and Gladen's correction, under the assumption 
 import csv
 import hashlib
 import io
+import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -149,9 +150,11 @@ def violation_items(
             continue
         for prompt, critic in row.by_prompt.items():
             sample = by_prompt[prompt]
-            digest = hashlib.sha256(f"{MODEL} {principle} {prompt}".encode()).hexdigest()[:16]
-            messages, reply = sample.prompt.messages, sample.replies[MODEL]
-            items.append(ViolationItem(f"v_{digest}", messages, reply, principle, texts[principle], prompt, critic))
+            messages, reply, text = sample.prompt.messages, sample.replies[MODEL], texts[principle]
+            # With all that people read in it, so that no answer counts for another reply or another principle.
+            asked = json.dumps([MODEL, principle, text, prompt, reply])
+            name = f"v_{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+            items.append(ViolationItem(name, messages, reply, principle, text, prompt, critic))
     return sorted(items, key=lambda item: rng_of(seed, "violations", item.name).random())
 
 
@@ -255,7 +258,12 @@ def _answers(path: Path, items: Collection[str] | None) -> Iterator[ViolationAns
         if not cells["rater"]:
             raise InputError(path, "an answer without a rater; expected a name in the column rater", line)
         if items is not None and cells["item"] not in items:
-            raise InputError(path, f"there is no item '{cells['item']}' in this run; expected one of its sheet", line)
+            problem = (
+                f"there is no item '{cells['item']}' in this run: the sheet is about other replies or other words of a "
+                "principle, or was written by an older version; expected the items of a sheet that is written by "
+                "constitutional review RUN violations --out FILE.csv; without one, type report.violations=null"
+            )
+            raise InputError(path, problem, line)
         key = (cells["item"], cells["rater"])
         if first.setdefault(key, violates) != violates:
             raise InputError(path, f"'{key[1]}' says yes and no of '{key[0]}'; keep one of the two", line)

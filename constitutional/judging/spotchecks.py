@@ -74,8 +74,8 @@ class SpotCheckSettings(Frozen):
 
     @property
     def items(self) -> int:
-        """The comparisons for which these votes suffice."""
-        return math.floor(self.votes / (1 + self.overlap) + 1e-9)
+        """The comparisons for which these votes suffice: one at least, if there is a vote."""
+        return max(math.floor(self.votes / (1 + self.overlap) + 1e-9), min(self.votes, 1))
 
 
 def reward_probabilities(comparisons: Sequence[Comparison], folder: Path) -> dict[str, float]:

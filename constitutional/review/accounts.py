@@ -114,10 +114,11 @@ class Accounts:
         ended = update(SESSION).where(SESSION.c.token_hash == digest(session)).values(expires=self._clock())
         self._database.write(lambda connection: connection.execute(ended).close())
 
-    def anybody_but(self, name: str) -> bool:
-        """Whether anybody has been invited beside the rater of this name."""
+    def anybody_invited(self, valid_s: float) -> bool:
+        """Whether there ever was an invitation that was worth something for longer than so many seconds."""
+        longer = INVITATION.c.expires > INVITATION.c.created + valid_s + 1  # a second, as sums of floats are inexact
         with self._database.reading() as connection:
-            return connection.scalar(select(RATER.c.id).where(RATER.c.name != name).limit(1)) is not None
+            return connection.scalar(select(INVITATION.c.id).where(longer).limit(1)) is not None
 
 
 def _rater(row: Row[Any]) -> Rater:

@@ -22,7 +22,7 @@ COLUMNS: Final = (
 def verdicts_of(votes: Iterable[CountedVote]) -> Iterator[Verdict]:
     """What raters say of pairs, in all and by principle; a principle that does not apply is left out."""
     for vote in votes:
-        told = {"comparison": vote.comparison, "rater": vote.rater}
+        told = {"comparison": vote.comparison, "rater": vote.rater, "gold": vote.gold}
         yield Verdict.model_validate(
             {
                 **told,
@@ -31,7 +31,6 @@ def verdicts_of(votes: Iterable[CountedVote]) -> Iterator[Verdict]:
                 "rationale": vote.rationale,
                 "seconds": vote.spent,
                 "exposed": vote.exposed,
-                "gold": vote.gold,
                 "withdrawn": vote.withdrawn,
                 "in_place_of": [row for row in verdicts_of(vote.in_place_of) if row.principle is None],
             }

@@ -17,8 +17,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from constitutional.review.settings import LOOPBACK
 
-MOST_BYTES: Final = 256 * 2**10
-"""Of what a page sends; URLs are bounded by the server."""
+MOST_BYTES: Final = 2**20
+"""Of what a page sends, in which a letter of the longest reply takes up to 12; URLs are bounded by the server."""
 BODY_S: Final = 30.0
 """Seconds within which all of it must have come."""
 TRIES: Final = 20
@@ -34,10 +34,13 @@ class Guard:
         self._app = app
         self._origin = url.lower()
         parts = urlsplit(self._origin)
-        self._hosts = {parts.netloc}
-        self._trustworthy = parts.scheme == "https" or parts.hostname in LOOPBACK
-        if parts.hostname in LOOPBACK and parts.port:
-            self._hosts |= {f"{name}:{parts.port}" for name in ("127.0.0.1", "localhost", "[::1]")}
+        local = parts.hostname in LOOPBACK
+        self._trustworthy = parts.scheme == "https" or local
+        usual = {"http": 80, "https": 443}.get(parts.scheme)
+        port = parts.port or usual
+        names = ["127.0.0.1", "localhost", "[::1]"] if local else [parts.netloc.removesuffix(f":{parts.port}")]
+        # Browsers leave the port out where it is the usual one of the scheme.
+        self._hosts = {parts.netloc} | {f"{name}:{port}" for name in names} | {*(names if port == usual else ())}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, as ASGI has it."""

@@ -281,7 +281,8 @@ def _items(
 def _check(row: Any) -> SpotCheck:  # noqa: ANN401 - a row of the database
     reasons = get_args(SpotCheck.model_fields["reason"].annotation)
     reason = "audit" if row.audit else row.stratum if row.stratum in reasons else "random"
-    values = {"comparison": row.comparison, "probability": row.probability, "votes": row.wanted}
+    # An item that was skipped, and is planned no more, wants no vote.
+    values = {"comparison": row.comparison, "probability": row.probability, "votes": max(row.wanted, 1)}
     return SpotCheck.model_validate({**values, "reason": reason})
 
 

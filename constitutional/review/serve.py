@@ -1,6 +1,7 @@
 """Serves the pages of a run's review until it is interrupted."""
 
 import getpass
+import shlex
 import socket
 from collections.abc import Callable
 from functools import cache
@@ -53,12 +54,12 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
     """The run's review, with the plan of the task.
 
     Where there is none, the comparisons that the run's settings choose for spot-checks become one; where they choose
-    none, all comparisons of the run.
+    none, all comparisons of the run. A plan of pairs follows the run: about what it compares no more nobody is asked.
 
     Args:
         run: the run.
         settings: the task, the database, and what a new plan is made of.
-        plans: make a plan where there is none.
+        plans: make a plan where there is none, or bring it up to date.
 
     Raises:
         UsageError: there is no plan, and none is to be made.
@@ -94,13 +95,17 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
                 sensitive=settings.sensitive,
             )
             stored = store.add_plan(plan, _items(run, config, settings, constitution))
-        elif plans and settings.task == "pair" and settings.about == "comparisons":
-            comparisons = run.read("comparisons", Comparison)
-            if (checks := plan_of(run, config, comparisons, settings.budget)) is not None:
+        elif plans and settings.task == "pair":
+            comparisons = run_comparisons(run, settings.about)
+            checks = plan_of(run, config, comparisons, settings.budget) if settings.about == "comparisons" else None
+            # Without the budget that they were chosen for, nobody knows which others would be asked about.
+            if checks is not None or not stored.spot_checked:
                 # Patterns that were typed when the review began hide texts that come later, too.
                 sensitive = {**stored.plan.sensitive, **settings.sensitive}
-                every = items_of(comparisons, "pair", seed=config.seed, wanted=settings.overlap, sensitive=sensitive)
-                stored = store.extend_plan(stored, spot_checked(every, checks), sensitive)
+                overlap = max(stored.overlap, 1)
+                items = items_of(comparisons, "pair", seed=config.seed, wanted=overlap, sensitive=sensitive)
+                items = items if checks is None else spot_checked(items, checks)
+                stored = store.extend_plan(stored, items, sensitive)
     except BaseException:
         database.close()
         raise
@@ -112,7 +117,7 @@ def open_review(run: RunStore, settings: ReviewSettings, *, plans: bool = True) 
 
 def _items(run: RunStore, config: RunConfig, settings: ReviewSettings, constitution: Constitution) -> list[PlannedItem]:
     """What a new plan asks about."""
-    comparisons = _labels(run, settings.about).comparisons
+    comparisons = run_comparisons(run, settings.about)
     items = items_of(
         comparisons, settings.task, seed=config.seed, wanted=settings.overlap, sensitive=settings.sensitive
     )
@@ -140,13 +145,18 @@ def _constitution_file(name: str) -> Path | None:
     return None if path.is_relative_to(shipped("constitutions")) else path
 
 
+def run_comparisons(run: RunStore, about: About) -> list[Comparison]:
+    """What people can be asked about, as the run has it now."""
+    if about == "comparisons":
+        return run.read("comparisons", Comparison)
+    contests = contests_of(run.read("samples", Sample), run.read("measurements", Measurement))
+    return [contest.comparison for contest in contests]
+
+
 def _labels(run: RunStore, about: About) -> Labels:
     """What people are asked about, with the labeler's judgements where they are kept one by one."""
-    if about == "evaluation":
-        contests = contests_of(run.read("samples", Sample), run.read("measurements", Measurement))
-        return Labels([contest.comparison for contest in contests], [])
-    judged = "judgements" in run.artifacts()
-    return Labels(run.read("comparisons", Comparison), run.read("judgements", Judgement) if judged else [])
+    judged = about == "comparisons" and "judgements" in run.artifacts()
+    return Labels(run_comparisons(run, about), run.read("judgements", Judgement) if judged else [])
 
 
 def equal_replies(run: RunStore) -> int:
@@ -157,7 +167,7 @@ def equal_replies(run: RunStore) -> int:
 
 
 def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
-    """What a user should know where settings are typed that a plan is made of, and the plan was made with others."""
+    """What a user should know where a plan was made with other settings than are typed, or by another constitution."""
     kept, typed = "; that was decided when the review began", settings.model_fields_set
     notes = []
     if "by_principle" in typed and settings.by_principle != bool(review.plan.plan.principles):
@@ -167,6 +177,14 @@ def old_settings(review: Review, settings: ReviewSettings) -> list[str]:
     can_have_gold = review.plan.plan.task == "pair" and review.plan.plan.about == "comparisons"
     if review.store.gold_share and can_have_gold and not review.plan.gold:
         notes.append(f"there are no gold items, though spotcheck.gold_share asks for them{kept}")
+    shown = " and ".join(
+        name for name, there in (("principles", review.plan.plan.principles), ("gold items", review.plan.gold)) if there
+    )
+    if shown and review.store.constitution != review.plan.plan.constitution:
+        notes.append(
+            f"the constitution has changed since the review began, and raters see the {shown} of then; to begin anew, "
+            "move review.sqlite away, or type review.database=… with an empty database"
+        )
     unused = [name for name in settings.sensitive if name not in review.plan.categories]
     notes += [
         f"no text is hidden because of '{name}': it occurs in none, or the review began without it" for name in unused
@@ -188,11 +206,20 @@ def invite(run: RunStore, settings: ReviewSettings, name: str, role: Role | None
         raise UsageError(
             "a link needs the page's address; type review.port=PORT or review.url=https://…, as the page is served"
         )
+    if settings.url is None and settings.host in EVERY_ADDRESS:
+        raise UsageError(_no_address(settings))
     database = Database.open(run.folder, settings.database)
     try:
         return link(page_url(settings, settings.port), Accounts(database).invite(name, role))
     finally:
         database.close()
+
+
+def _no_address(settings: ReviewSettings) -> str:
+    return (
+        f"review.host={settings.host} is no address that raters can type; type also review.url=https://…, or "
+        f"review.url=http://ADDRESS:{settings.port or 'PORT'} with an address of this machine"
+    )
 
 
 def link(url: str, token: str) -> str:
@@ -213,21 +240,22 @@ def bind(settings: ReviewSettings, *, invited: bool) -> socket.socket:
 
     Args:
         settings: the address and the port.
-        invited: whether anybody has an invitation beside whoever starts the command.
+        invited: whether anybody has an invitation that was typed.
 
     Raises:
         ConfigurationError: other machines would reach the address, and nobody is invited or no URL is named; or the
             address cannot be had.
     """
     host, port = settings.host, settings.port
+    if host in EVERY_ADDRESS and settings.url is None:
+        raise ConfigurationError(_no_address(settings))
     if host not in LOOPBACK and not invited:
+        where = f"review.host={host} review.port={port or 'PORT'}"
+        where = where if settings.url is None else shlex.quote(f"review.url={settings.url}")
+        where += " review.database=…" if settings.database else ""  # which may hold a password
         raise ConfigurationError(
             f"review.host={host} can be reached from other machines, and nobody is invited yet; type first "
-            f"constitutional review RUN invite NAME review.host={host} review.port=PORT"
-        )
-    if host in EVERY_ADDRESS and settings.url is None:
-        raise ConfigurationError(
-            f"review.host={host} is no address that raters can type; type also review.url=https://…"
+            f"constitutional review RUN invite NAME {where}"
         )
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
@@ -261,7 +289,7 @@ def serve(
         voted: is told the number of votes after each.
         folder: the run's, where the address is kept for later invitations.
     """
-    bound = bind(settings, invited=review.accounts.anybody_but(_user()))
+    bound = bind(settings, invited=review.accounts.anybody_invited(LOCAL_S))
     try:
         url = page_url(settings, bound.getsockname()[1])
         atomic_write(folder / SERVED, f"{url}\n".encode())

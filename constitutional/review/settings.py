@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from typing import Annotated, Final, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
@@ -42,6 +43,16 @@ def _a_pattern(pattern: str) -> str:
     return pattern
 
 
+def _an_address(url: str) -> str:
+    try:
+        host = urlsplit(url).hostname if urlsplit(url).port != 0 else None
+    except ValueError:  # the port is no number up to 65535, or a bracket is open
+        host = None
+    if not host:
+        raise ValueError(f"'{url}' is no address of a page; expected one such as https://review.example.org:8443")
+    return url
+
+
 class ReviewSettings(Frozen):
     """How people are asked."""
 
@@ -54,7 +65,7 @@ class ReviewSettings(Frozen):
     """Address to listen on. An address that other machines reach needs invited raters."""
     port: Annotated[int, Field(ge=0, le=65535)] = 8410
     """Port to listen on; 0 takes a free one, on which browsers have to sign in anew."""
-    url: Annotated[str, Field(pattern=r"^https?://[^/\s@]+$")] | None = None
+    url: Annotated[str, Field(pattern=r"^https?://[^/\s@?#]+$"), AfterValidator(_an_address)] | None = None
     """What raters type to reach the page, such as https://review.example.org where a proxy stands before it; null is
     http://HOST:PORT."""
     database: str | None = None
@@ -104,7 +115,7 @@ def read_settings(words: Sequence[str]) -> ReviewSettings:
             raise UsageError(f"{key} stands twice; keep one of the two")
         try:
             values[name] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # a ValueError of what looks like a date, and is none
             raise ConfigurationError(f"{key}: '{value}' is no YAML value; put it in quotes") from error
     if unknown := [name for name in values if name not in ReviewSettings.model_fields]:
         known = ", ".join(f"{PREFIX}{name}" for name in ReviewSettings.model_fields)

@@ -46,6 +46,7 @@ NOTICES: Final[Mapping[str, str]] = {
     "saved": "Your answer is saved.",
     "repeated": "This answer was saved before, and counts once.",
     "not_needed": "Others have given all answers that are wanted for that item; yours was not needed.",
+    "seen": "You have seen the label of this item, so a new answer would not count; nothing has changed.",
     "undone": "Your last answer is taken back. Answer again.",
     "nothing": "There is no answer to take back.",
     "settled": "Your choices are saved.",

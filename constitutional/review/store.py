@@ -27,9 +27,10 @@ BATCH: Final = 1000
 """Items that are written at once."""
 ANSWERED: Final = ("voted", "skipped")
 """States of an item to which a rater has given an answer."""
-Outcome = Literal["saved", "repeated", "not_needed", "unopened"]
+Outcome = Literal["saved", "repeated", "not_needed", "unopened", "seen"]
 """`repeated`: the same submission came before; `not_needed`: others have given all votes that are wanted; `unopened`:
-the item's texts are hidden as harmful, and the rater has not opened them."""
+the item's texts are hidden as harmful, and the rater has not opened them; `seen`: the rater has seen the labeler's
+label, so that another answer would not count, and the one before it stands."""
 
 
 class StoredPlan(NamedTuple):
@@ -45,6 +46,8 @@ class StoredPlan(NamedTuple):
     """Items with a known answer, which want no votes."""
     categories: tuple[str, ...]
     """Kinds of harmful texts among its items."""
+    spot_checked: bool
+    """Some of its items were chosen for a budget."""
 
 
 class Assigned(NamedTuple):
@@ -126,7 +129,8 @@ class ReviewStore:
     ) -> None:
         self._database = database
         self._held_s = 60 * minutes
-        self._constitution = constitution
+        self.constitution: Final = constitution
+        """Digest of the one that the run has now."""
         self.gold_share: Final = gold_share
         """Share of the items shown to a rater that are gold."""
         self._clock = clock
@@ -149,9 +153,9 @@ class ReviewStore:
         If another process has just added a plan of this task about the same, that one stays, and is returned.
 
         Raises:
-            UsageError: there is no item.
+            UsageError: there is no item, or none whose answer is not known.
         """
-        if not items:
+        if all(item.gold for item in items):
             raise UsageError(f"{plan.run}: there is nothing to ask people about")
 
         def work(connection: Connection) -> StoredPlan:
@@ -177,25 +181,30 @@ class ReviewStore:
 
         `sensitive` is kept as the plan's, if it is given: the items are categorised by it.
 
-        An item that is no longer planned keeps its votes, and is asked about no more. Votes beyond those that are now
-        wanted of an item are taken off what is wanted of new items a second time, as far as that goes.
+        An item that is no longer planned keeps its votes, and is asked about no more. Where the items are chosen for a
+        budget, votes beyond those that are now wanted of an item are taken off what is wanted of new items a second
+        time, as far as that goes.
         """
         planned = {item.comparison: item for item in items}
+        has_budget = any(item.stratum for item in items)
+        needed = ITEM.c[
+            "id", "comparison", "rank", "taken", "wanted", "stratum", "probability", "audit", "gold", "category"
+        ]
 
         def work(connection: Connection) -> StoredPlan:
             own = (ITEM.c.plan_id == plan.id) & ITEM.c.gold.is_(None)
-            rows = connection.execute(select(ITEM).where(ITEM.c.plan_id == plan.id).with_for_update()).all()
+            rows = connection.execute(select(*needed).where(ITEM.c.plan_id == plan.id).with_for_update()).all()
             known = {row.comparison: row for row in rows if row.gold is None}
             wanted = {name: item.wanted for name, item in planned.items()}
             extra = sum(max(row.taken - wanted.get(name, 0), 0) for name, row in known.items())
-            for name in reversed(wanted):
+            for name in reversed(wanted) if has_budget else ():
                 if extra > 0 and wanted[name] > 1 and (name not in known or not known[name].taken):
                     wanted[name], extra = wanted[name] - 1, extra - 1
             for name, row in known.items():
                 item = planned.get(name)
                 values: dict[str, Any] = {"wanted": max(row.taken, wanted.get(name, 0))}
                 if item is not None:
-                    values |= {"stratum": item.stratum, "probability": item.probability, "audit": item.audit}
+                    values |= item.model_dump(include={"stratum", "probability", "audit", "category"})
                 if any(getattr(row, column) != value for column, value in values.items()):
                     connection.execute(update(ITEM).where(own, ITEM.c.id == row.id).values(values))
             if sensitive is not None:
@@ -292,6 +301,10 @@ class ReviewStore:
             held, answers = row.state in ("open", "voted"), ballot.choice != "skip"
             if ballot.opened:
                 self._expose(connection, rater.id, row.item_id, row.category)
+            if _seen_by(connection, rater.id, row.item_id):
+                if row.state == "open":  # an older version showed it again after the label
+                    _return(connection, row)
+                return "seen"
             if answers and row.category and not _opened_by(connection, rater.id, row.item_id):
                 return "unopened"
             if answers and not held and not _take(connection, row.item_id):
@@ -348,6 +361,8 @@ class ReviewStore:
             row = connection.execute(_of(plan, rater).where(ASSIGNMENT.c.id == last.scalar_subquery())).one_or_none()
             if row is None:
                 return None
+            if _seen_by(connection, rater.id, row.item_id):
+                return "seen"
             if row.state == "skipped" and not _take(connection, row.item_id):
                 return "not_needed"
             if other := connection.execute(_of(plan, rater).where(ASSIGNMENT.c.state == "open")).one_or_none():
@@ -382,8 +397,7 @@ class ReviewStore:
         def work(connection: Connection) -> None:
             _lock(connection, rater)
             for item in sorted(items):
-                own = (SIGHT.c.rater_id == rater.id) & (SIGHT.c.item_id == item)
-                if connection.scalar(select(SIGHT.c.id).where(own)) is not None:
+                if _seen_by(connection, rater.id, item):
                     continue
                 votes = select(func.max(VOTE.c.id)).where(VOTE.c.rater_id == rater.id, VOTE.c.item_id == item)
                 names = {"rater_id": rater.id, "item_id": item, "last_vote": connection.scalar(votes) or 0}
@@ -434,7 +448,7 @@ class ReviewStore:
             seconds = None if shown is None else min(max(now - shown, 0.0), LONGEST_S)
             names = {"item_id": item, "rater_id": rater.id, "version": version + 1}
             values = (
-                names | {"created": now, "seconds": seconds} | decision._asdict() | {"constitution": self._constitution}
+                names | {"created": now, "seconds": seconds} | decision._asdict() | {"constitution": self.constitution}
             )
             connection.execute(insert(SETTLEMENT).values(values))
             self._expose(connection, rater.id, item, row.category)
@@ -567,7 +581,7 @@ class ReviewStore:
     def _add_vote(self, connection: Connection, row: Row[Any], key: str, values: dict[str, Any]) -> None:
         latest = connection.scalar(select(func.max(VOTE.c.version)).where(VOTE.c.assignment_id == row.id))
         names = {"assignment_id": row.id, "item_id": row.item_id, "rater_id": row.rater_id, "key": key}
-        told = {"version": (latest or 0) + 1, "constitution": self._constitution, "created": self._clock()}
+        told = {"version": (latest or 0) + 1, "constitution": self.constitution, "created": self._clock()}
         connection.execute(insert(VOTE).values(names | told | values))
 
     def _expose(self, connection: Connection, rater: int, item: int, category: str) -> None:
@@ -602,7 +616,9 @@ def _stored_plan(connection: Connection, task: Task, about: About) -> StoredPlan
     gold = connection.scalar(known) or 0
     categories = connection.scalars(select(ITEM.c.category).where(ITEM.c.plan_id == row.id).distinct())
     names = {name for category in categories for name in category.split(BETWEEN) if name}
-    return StoredPlan(row.id, plan, int(wanted), overlap, gold, tuple(sorted(names)))
+    chosen = select(ITEM.c.id).where(ITEM.c.plan_id == row.id, ITEM.c.gold.is_(None), ITEM.c.stratum != "").limit(1)
+    spot_checked = connection.scalar(chosen) is not None
+    return StoredPlan(row.id, plan, int(wanted), overlap, gold, tuple(sorted(names)), spot_checked)
 
 
 _SEEN: Final = (
@@ -610,7 +626,7 @@ _SEEN: Final = (
     .where(SIGHT.c.rater_id == VOTE.c.rater_id, SIGHT.c.item_id == VOTE.c.item_id, SIGHT.c.last_vote < VOTE.c.id)
     .exists()
 )
-"""Whether the rater had seen the labeler's label when voting."""
+"""Whether the rater had seen the labeler's label when voting, which older versions let happen."""
 
 
 def _answers(plan: StoredPlan, *, audit: bool) -> Select[Any]:
@@ -661,6 +677,11 @@ def _exposed_to(answer: Table) -> Exists:
 def _opened_by(connection: Connection, rater: int, item: int) -> bool:
     own = (EXPOSURE.c.rater_id == rater) & (EXPOSURE.c.item_id == item)
     return connection.scalar(select(EXPOSURE.c.id).where(own)) is not None
+
+
+def _seen_by(connection: Connection, rater: int, item: int) -> bool:
+    own = (SIGHT.c.rater_id == rater) & (SIGHT.c.item_id == item)
+    return connection.scalar(select(SIGHT.c.id).where(own)) is not None
 
 
 def _lock(connection: Connection, rater: Rater) -> None:

@@ -267,3 +267,9 @@ def test_splits_of_a_folder_that_are_not_read_are_named(tmp_path: Path, capsys: 
     assert f"type the file itself: {held_out}" in capsys.readouterr().err
     assert main(["data", f"{tmp_path / 'pairs'}:test"]) == 2
     assert "has no such split" in capsys.readouterr().err
+
+
+def test_a_value_that_looks_like_a_date_and_is_none_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pairs = written(tmp_path, "pairs.jsonl", '{"prompt": "Why?", "chosen": "So.", "rejected": "No."}\n')
+    assert main(["data", str(pairs), "strengths=2024-13-45"]) == 2
+    assert "strengths=2024-13-45: the value cannot be read" in capsys.readouterr().err

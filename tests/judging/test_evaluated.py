@@ -164,6 +164,21 @@ def test_prompts_are_the_clusters_of_violations() -> None:
     assert wide.interval.high - wide.interval.low > narrow.interval.high - narrow.interval.low
 
 
+def test_answers_about_one_reply_are_none_about_another(tmp_path: Path) -> None:
+    def names(reply: str = "Hello.", text: str = "Stay calm.") -> list[str]:
+        sample = Sample(prompt=Prompt.of("Hi"), replies={"policy": reply})
+        ours = Constitution(name="Ours", principles=(Principle(id="calm", text=text),))
+        found = Measurement(model="policy", measure="violation_rate/calm", by_prompt={sample.prompt.id: 1.0})
+        return [item.name for item in violation_items([sample], [found], ours, 0)]
+
+    path = tmp_path / "sheet.csv"
+    path.write_text(f"item,rater,violates\n{names()[0]},ann,yes\n")
+    assert len(read_answers(path, names())) == 1
+    for other in (names(reply="Goodbye."), names(text="Stay very calm.")):
+        with pytest.raises(InputError, match=r"sheet\.csv:2.*report\.violations=null"):
+            read_answers(path, other)
+
+
 def test_a_sheet_is_blind_and_comes_back_as_answers(tmp_path: Path) -> None:
     made = samples(3)
     by_prompt = {sample.prompt.id: float(n == 0) for n, sample in enumerate(made)}

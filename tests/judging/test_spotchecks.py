@@ -161,6 +161,13 @@ def test_a_plan_keeps_the_budget_and_holds_an_audit_set_and_double_votes() -> No
     assert all(0.1 < chance < 0.15 for name, chance in chances.items() if name not in conflicts)
 
 
+def test_a_single_vote_is_asked_for_where_some_comparisons_are_to_have_two() -> None:
+    pairs, judgements = sample()
+    # Of one vote and of two, 1.15 votes a comparison leave one comparison; of three, two.
+    plans = [planned(pairs, judgements, SpotCheckSettings(budget=budget), 0) for budget in (1, 2, 3)]
+    assert [[row.votes for row in plan] for plan in plans] == [[1], [1], [1, 1]]
+
+
 def test_what_is_chosen_has_its_probability() -> None:
     pairs, judgements = sample(60)
     settings = SpotCheckSettings(budget=20, overlap=0, audit_share=0.4, targets=("conflict",))

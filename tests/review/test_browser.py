@@ -190,6 +190,25 @@ def test_answers_by_principle_have_keys_of_their_own(sqlite: Database, new_page:
     ]
 
 
+def test_the_time_at_an_answer_that_is_sent_back_counts(sqlite: Database, new_page: Callable[..., Page]) -> None:
+    made = setting(sqlite, [item(0)], principles=PRINCIPLES[:1])
+    made.clock.ticking = True
+    with served(made) as url:
+        page = new_page()
+        enter(page, url, made)
+        page.keyboard.press("0")
+        page.wait_for_timeout(3000)
+        with another_page(page):
+            page.keyboard.press("Enter")
+        expect(page.get_by_role("alert")).to_contain_text("number 1 is missing")
+        page.keyboard.press("r")
+        with another_page(page):
+            page.keyboard.press("Enter")
+    (vote,) = made.store.counted_votes(made.plan, audit=True)
+    assert vote.choice == "tie"
+    assert vote.seconds >= 3
+
+
 def test_no_keys_are_shown_beside_the_answers_on_a_touch_screen(
     sqlite: Database, new_page: Callable[..., Page]
 ) -> None:

@@ -31,7 +31,7 @@ from constitutional.review.database import FILE, Database
 from constitutional.review.export import verdicts_of_ranks, write_demonstrations, write_table
 from constitutional.review.plan import ItemPayload, items_of
 from constitutional.review.schema import ITEM, PLAN
-from constitutional.review.serve import bind, equal_replies, old_settings, open_review
+from constitutional.review.serve import LOCAL_S, bind, equal_replies, old_settings, open_review
 from constitutional.review.settings import ReviewSettings, Task, read_settings
 from constitutional.review.site import Site
 from constitutional.review.store import CountedVote, ReviewStore, StoredPlan
@@ -172,7 +172,14 @@ def test_exported_votes_are_verdicts_that_the_run_mixes(run_folder: Path, tmp_pa
         (["review.sensitive=[1984]"], "expected words"),
         (["review.sensitive=stab"], "review.sensitive"),
         (["review.url=https://user:pw@host"], "review.url"),
-        (["review.host=0.0.0.0"], "nobody is invited"),
+        (["review.url=http://host:99999"], "review.url"),
+        (["review.url=http://host:abc"], "review.url"),
+        (["review.url=http://[::1"], "review.url"),
+        (["review.url=http://:80"], "review.url"),
+        (["review.url=http://host?page"], "review.url"),
+        (["review.currency=2024-13-45"], "review.currency"),
+        (["review.host=0.0.0.0"], "review.url=https://"),
+        (["invite", "A", "review.host=0.0.0.0"], "review.url=https://"),
         (["review.host=192.0.2.1"], "nobody is invited"),
         (["review.database=mysql://host/name"], "postgresql://"),
     ],
@@ -220,15 +227,34 @@ def test_without_the_packages_it_says_what_to_install(
 
 
 def test_other_machines_are_served_only_where_somebody_is_invited() -> None:
-    with pytest.raises(ConfigurationError, match="invite NAME"):
-        bind(ReviewSettings(host="0.0.0.0", port=0), invited=False)  # noqa: S104 - which is refused
-    with pytest.raises(ConfigurationError, match=r"review\.url"):
-        bind(ReviewSettings(host="0.0.0.0", port=0), invited=True)  # noqa: S104
+    every, url = "0.0.0.0", "https://review.example.org"  # noqa: S104 - which is refused
+    for invited in (False, True):  # an invitation would need the URL too
+        with pytest.raises(ConfigurationError, match=r"review\.url"):
+            bind(ReviewSettings(host=every, port=0), invited=invited)
+    for settings, advice in (
+        (ReviewSettings(host="192.0.2.1"), r"invite NAME review\.host=192\.0\.2\.1 review\.port=8410$"),
+        (ReviewSettings(host="192.0.2.1", url=url), rf"invite NAME review\.url={url}$"),
+        (ReviewSettings(host=every, url=url, database="postgresql://x@y/z"), rf"={url} review\.database=…$"),
+    ):
+        with pytest.raises(ConfigurationError, match=advice):
+            bind(settings, invited=False)
     bound = bind(ReviewSettings(port=0), invited=False)
     assert bound.proto == socket.IPPROTO_TCP  # without which asyncio holds small packets back
     with pytest.raises(ConfigurationError, match=r"review\.port=0"):
         bind(ReviewSettings(port=bound.getsockname()[1]), invited=False)
     bound.close()
+
+
+def test_who_starts_the_command_is_invited_by_a_typed_invitation_alone(tmp_path: Path) -> None:
+    database = Database.open(tmp_path, None)
+    for clock in (time.time, lambda: 1_800_000_000.3):
+        accounts = Accounts(database, clock)
+        accounts.enter(accounts.invite("me", "lead", LOCAL_S))
+        assert not accounts.anybody_invited(LOCAL_S)
+    accounts.invite("me")
+    accounts.invite("me", "lead", LOCAL_S)
+    assert accounts.anybody_invited(LOCAL_S)
+    database.close()
 
 
 def test_a_database_of_another_run_is_refused(run_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -478,6 +504,45 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
     assert main(["review", str(folder), "violations"]) == 2
     assert "--out FILE.csv" in capsys.readouterr().err
     assert main(["review", str(folder), "freeze", "review.about=evaluation", "review.task=rank"]) == 2
+
+
+def test_after_a_change_upstream_new_pairs_are_asked_about_and_votes_on_old_ones_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)
+    words = ["prompts.train=12", "until=sample_pairs"]
+    run, _ = go(configured(tmp_path, *words), World())
+    before = {row.id for row in run.read("comparisons", Comparison)}
+    vote_on_all(run.folder, Ballot("first"), overlap=2)
+    run, _ = go(configured(tmp_path, *words, "prompts.train=15", "seed=5"), World())
+    now = {row.id for row in run.read("comparisons", Comparison)}
+    gone, new = before - now, now - before
+    assert gone
+    assert new
+    review = open_review(run, ReviewSettings())
+    review.database.close()
+    # One vote is in on each pair of before, which wants a second one only where the run still compares it.
+    assert review.plan.wanted == len(gone) + 2 * len(now)
+    assert open_review(run, ReviewSettings(overlap=3)).plan.wanted == review.plan.wanted
+    vote_on_all(run.folder, Ballot("second"))
+    votes = tmp_path / "votes.jsonl"
+    assert main(["review", str(run.folder), "freeze"]) == 0
+    assert f"{len(gone)} votes in the database" in capsys.readouterr().err
+    assert main(["review", str(run.folder), "export", "--out", str(votes)]) == 0
+    (frozen,) = (run.folder / "verdicts").glob("*.jsonl")
+    for file in (frozen, votes):
+        assert {verdict.comparison for verdict in read_verdicts(file, now)} == now
+
+
+def test_a_constitution_that_has_changed_is_told_where_raters_see_it(run_folder: Path) -> None:
+    for task, by_principle in (("pair", True), ("rank", False)):
+        settings = ReviewSettings.model_validate({"task": task, "by_principle": by_principle})
+        review = open_review(RunStore.load(run_folder), settings)
+        assert old_settings(review, settings) == []
+        review.database.close()
+        changed = ReviewStore(review.database, constitution="another")
+        notes = old_settings(review._replace(store=changed), settings)
+        assert ["constitution" in note for note in notes] == [True] * by_principle
 
 
 class Alike(World):

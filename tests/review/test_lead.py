@@ -17,7 +17,7 @@ from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.people import on_gold, work_of
 from constitutional.review import lead_pages
 from constitutional.review.accounts import Rater
-from constitutional.review.ballot import Ballot
+from constitutional.review.ballot import Ballot, PrincipleChoice
 from constitutional.review.database import MIGRATIONS, Database
 from constitutional.review.export import verdicts_of
 from constitutional.review.lead import Labels, LeadSources, overview, works_of
@@ -406,6 +406,15 @@ def test_a_second_batch_adds_to_the_plan_and_votes_that_are_in_count(database: D
     assert [vote.audit for vote in votes] == [False, True, False, False, False, False]
 
 
+def test_an_item_that_was_skipped_and_is_planned_no_more_breaks_no_page(sqlite: Database) -> None:
+    pairs = [compared(number) for number in range(2)]
+    made = led(sqlite, [planned(row, number) for number, row in enumerate(pairs)], Labels(pairs, []))
+    say(made, made.rater("ada"), {"0": "skip", "1": "a"})
+    made.plan = made.store.extend_plan(made.plan, [planned(pairs[1], 1)])
+    assert made.plan.wanted == 1
+    assert lead(made).get("/lead").status_code == 200
+
+
 # Blindness
 
 
@@ -479,7 +488,7 @@ def test_all_hidden_ones_can_be_shown_at_once(contradicted: Setting, sqlite: Dat
         assert connection.scalars(select(SIGHT.c.item_id)).all() == [2]
 
 
-def test_a_vote_after_the_label_was_seen_does_not_count_and_one_before_does(sqlite: Database) -> None:
+def test_nobody_votes_after_the_label_was_seen_and_the_vote_before_stands(sqlite: Database) -> None:
     comparisons = [compared(number) for number in range(2)]
     labels = Labels(comparisons, [judged(row, 0.1) for row in comparisons])
     made = led(sqlite, [planned(row, n, wanted=3) for n, row in enumerate(comparisons)], labels)
@@ -491,7 +500,8 @@ def test_a_vote_after_the_label_was_seen_does_not_count_and_one_before_does(sqli
     second = made.store.next(made.plan, lea)
     assert second is not None
     assert second.payload.messages[0].content == "Question 1?"
-    made.store.vote(made.plan, lea, first.id, "late", Ballot("tie"))  # from a window that was still open
+    late = made.store.vote(made.plan, lea, first.id, "late", Ballot("tie"))  # from a window that was still open
+    assert (late, made.store.answered(made.plan, lea)) == ("seen", 0)
     made.store.vote(made.plan, lea, second.id, "blind", Ballot("tie"))
 
     def own() -> list[str]:
@@ -502,9 +512,11 @@ def test_a_vote_after_the_label_was_seen_does_not_count_and_one_before_does(sqli
     browser = Browser(made.site()).enter(made.accounts, "lea")
     assert "The text of brief." in browser.get("/lead/item?item=2").text  # the lead has voted on it
     assert own() == [comparisons[1].id]
-    made.store.undo(made.plan, lea)
-    made.store.vote(made.plan, lea, second.id, "changed", Ballot("both_bad"))
-    assert own() == []
+    browser.get("/")
+    assert "have seen the label" in browser.post("/undo", browser.fields()).text
+    for ballot in (Ballot("both_bad"), Ballot("skip", rationale="unsure")):
+        assert made.store.vote(made.plan, lea, second.id, ballot.choice, ballot) == "seen"
+    assert (own(), made.store.answered(made.plan, lea)) == ([comparisons[1].id], 1)
     settle(browser, 2, "b")
     assert own() == [comparisons[1].id]
 
@@ -741,16 +753,17 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     (tmp_path / "ours.yaml").write_text(GOLDEN)
     config = configured(tmp_path, "spotcheck.gold_share=0.5", "until=sample_pairs")
     store, _ = go(config, World())
-    review = open_review(store, ReviewSettings())
+    review = open_review(store, ReviewSettings(by_principle=True))
     assert review.plan.wanted == len(store.read("comparisons", Comparison))
     rater = review.accounts.rater_of(review.accounts.enter(review.accounts.invite("ada", "lead")) or "")
     assert rater is not None
     number = 0
     while shown := review.store.next(review.plan, rater):
         known = shown.payload.messages[-1].content == "Hello?"
-        ballot = Ballot("tie", opened=True)
+        choice: PrincipleChoice = "tie"
         if known:
-            ballot = Ballot("first" if shown.payload.replies[0] == "Hi." else "second", opened=True)
+            choice = "first" if shown.payload.replies[0] == "Hi." else "second"
+        ballot = Ballot(choice, principles={"brief": choice, "long": "not_applicable"}, opened=True)
         review.store.vote(review.plan, rater, shown.id, f"key number {number}", ballot)
         number += 1
     review.database.close()
@@ -758,7 +771,10 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     assert main(["review", str(store.folder), "freeze"]) == 0
     (frozen,) = (store.folder / "verdicts").glob("*.jsonl")
     rows = read_verdicts(frozen, {row.id for row in store.read("comparisons", Comparison)})
-    assert [(row.choice, row.gold) for row in rows if row.gold] == [("a", "a")]
+    assert [(row.choice, row.gold, row.principle) for row in rows if row.gold] == [
+        ("a", "a", None),
+        ("a", "a", "brief"),
+    ]
     assert on_gold(rows) == {"ada": (1, 1)}
     assert work_of(rows).votes == number
     assert old_settings(review, ReviewSettings()) == []

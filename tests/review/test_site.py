@@ -14,7 +14,7 @@ from sqlalchemy import select
 from constitutional.base.errors import UsageError
 from constitutional.review import guard, site
 from constitutional.review.accounts import INVITED_S, SESSION_S, Accounts, Role, digest
-from constitutional.review.ballot import Ballot
+from constitutional.review.ballot import LONGEST_REPLY, Ballot
 from constitutional.review.database import Database
 from constitutional.review.guard import MOST_ADDRESSES, MOST_BYTES, TRIES, TokenTries
 from constitutional.review.lead import Labels, works_of
@@ -165,13 +165,16 @@ def test_what_is_wrong_is_told_and_what_was_written_stays(
 ) -> None:
     made = setting(sqlite, [item(0)], principles=PRINCIPLES)
     browser = Browser(made.site()).enter(made.accounts, "ada")
-    page = browser.vote(**fields)
+    made.clock.now += 100
+    page = browser.vote(**fields, seconds="61.50")
     assert page.status_code == 422
+    assert browser.fields()["seconds"] == "61.50"  # from which the script goes on
     assert complaint in page.text
     assert fields.get("rationale", "") in page.text
     assert voted(made) == []
     browser.vote(choice="tie", principle_1="first", principle_2="not_applicable")
     assert voted(made) == [("c0", "tie")]
+    assert made.store.counted_votes(made.plan, audit=True)[0].seconds == 61.5
 
 
 @pytest.mark.parametrize(
@@ -471,6 +474,35 @@ def test_a_name_that_is_made_to_point_here_is_refused(sqlite: Database, host: st
     assert "Question" not in answer.text
 
 
+@pytest.mark.parametrize(
+    ("url", "origins"),
+    [
+        ("http://10.0.0.5:80", ["http://10.0.0.5"]),
+        ("https://review.example.org:443", ["https://review.example.org"]),
+        ("http://[fd00::1]:80", ["http://[fd00::1]"]),
+        ("http://127.0.0.1:80", ["http://127.0.0.1", "http://localhost", "http://[::1]"]),
+        ("http://127.0.0.1", ["http://127.0.0.1", "http://localhost"]),
+    ],
+)
+def test_browsers_leave_the_usual_port_out(sqlite: Database, url: str, origins: list[str]) -> None:
+    made = setting(sqlite, [item(0, wanted=3)])
+    for origin in origins:
+        browser = Browser(made.site(url), origin).enter(made.accounts, origin)
+        answer = browser.client.post("/vote", data={**browser.fields(), "choice": "tie"}, headers={"Origin": origin})
+        assert answer.status_code == 200
+        for host in ("10.0.0.5:443", "review.example.org:80", "evil.example", "127.0.0.1:8123"):
+            assert browser.client.get("/", headers={"Host": host}).status_code == 400
+
+
+@pytest.mark.parametrize("letter", ["字", "😀", "\n"])
+def test_the_longest_reply_may_be_sent_in_any_script(sqlite: Database, letter: str) -> None:
+    made = setting(sqlite, [item(0, ("Old.",))], task="rewrite")
+    browser = Browser(made.site()).enter(made.accounts, "ada")
+    text = f"One.{letter * (LONGEST_REPLY - 4)}"
+    assert browser.vote(choice="rewritten", rewritten=text).status_code == 200
+    assert made.store.counted_votes(made.plan, audit=True)[0].rewritten == text
+
+
 def test_behind_a_proxy_only_the_named_address_is_served_and_cookies_need_tls(sqlite: Database) -> None:
     made = setting(sqlite, [item(0)])
     url = "https://review.example.org"
@@ -563,7 +595,7 @@ def test_a_body_that_is_too_large_is_refused_unread(sqlite: Database) -> None:
     browser = Browser(made.site()).enter(made.accounts, "ada")
     fields = {**browser.fields(), "choice": "tie"}
     assert browser.post("/vote", {**fields, "rationale": "x" * MOST_BYTES}).status_code == 413
-    stream = (b"x" * 10_000 for _ in range(40))  # without a length at its head
+    stream = (b"x" * 10_000 for _ in range(MOST_BYTES // 10_000 + 1))  # without a length at its head
     headers = {"Content-Type": "application/x-www-form-urlencoded"}
     answer = browser.client.build_request("POST", "/vote", content=b"".join(stream), headers=headers)
     del answer.headers["content-length"]

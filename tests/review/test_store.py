@@ -364,6 +364,17 @@ def test_instructions_and_warning_are_read_for_every_plan_and_for_new_harm(datab
     assert made.store.briefed(extended, ada)
 
 
+def test_words_that_are_found_harmful_later_hide_the_items_still_to_come(database: Database) -> None:
+    made = setting(database, [item(0), item(1)])
+    made.plan = made.store.extend_plan(made.plan, [item(0, category="violence"), item(1)], {"violence": "0"})
+    assert made.plan.categories == ("violence",)
+    ada = made.rater("ada")
+    shown = made.store.next(made.plan, ada)
+    assert shown is not None
+    assert (shown.payload.messages[0].content, shown.category) == ("Question 0?", "violence")
+    assert made.store.vote(made.plan, ada, shown.id, "1", Ballot("tie")) == "unopened"
+
+
 def test_exposures_are_counted_once_and_not_for_what_was_skipped_unseen(database: Database) -> None:
     made = setting(database, [item(number, category="violence") for number in range(3)] + [item(3)])
     ada = made.rater("ada")
@@ -490,6 +501,13 @@ def test_the_database_itself_holds_the_quota_and_counts_once(database: Database)
         database.write(
             lambda connection: connection.execute(insert(VOTE).values(again | {"key": "l", "rater_id": 77})).close()
         )
+
+
+def test_nobody_is_asked_about_known_answers_alone(database: Database) -> None:
+    store = ReviewStore(database)
+    with pytest.raises(UsageError, match="nothing to ask"):
+        store.add_plan(Plan(run="first", task="pair", constitution="d", seed=7), [item(0, gold="a", wanted=9)])
+    assert store.plan("pair") is None
 
 
 def test_a_plan_stays_as_it_is_when_another_is_added(database: Database) -> None:

@@ -11,7 +11,9 @@
   }
   if (!form) return;
 
-  let seen = 0, since = document.hidden ? null : performance.now();
+  // An answer that comes back, as something is missing in it, holds the time until then.
+  let seen = 1000 * (Number(form.seconds && form.seconds.value) || 0);
+  let since = document.hidden ? null : performance.now();
   document.addEventListener("visibilitychange", () => {
     if (since !== null) seen += performance.now() - since;
     since = document.hidden ? null : performance.now();
