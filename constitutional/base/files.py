@@ -128,6 +128,11 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+def at_home(path: str | Path) -> Path:
+    """The path with a `~` at its front replaced; as it was typed where no user has that name: no such file is there."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 - Path's own raises an error there
+
+
 def files_in(folder: Path) -> list[Path]:
     """The files in a folder and in the folders within, in order, without cards."""
     return sorted(file for file in folder.rglob("*") if file.is_file() and file.name != CARD)

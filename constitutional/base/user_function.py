@@ -12,6 +12,7 @@ from types import ModuleType
 from typing import Any
 
 from constitutional.base.errors import InputError
+from constitutional.base.files import at_home
 
 _HELPERS: set[str] = set()
 """Names of the modules that users' files imported from their own folders."""
@@ -27,7 +28,7 @@ def resolved(target: str) -> str:
     place, _, name = target.rpartition(":")
     if not place or not name.isidentifier():
         raise ValueError(f'is "{target}", but should be {EXPECTED}')
-    return f"{Path(place).expanduser().resolve()}:{name}" if place.endswith(".py") else target
+    return f"{at_home(place).resolve()}:{name}" if place.endswith(".py") else target
 
 
 class UserFunction:

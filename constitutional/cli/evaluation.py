@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,7 +44,8 @@ def _words(words: list[str]) -> tuple[str | None, list[Path | str], list[str]]:
     """The set's name, the files, and the settings."""
     from constitutional.data.evaluation import SETS
 
-    settings = [word for word in words if "=" in word and not Path(word).exists()]
+    # Unlike Path's own, this takes a text of any length.
+    settings = [word for word in words if "=" in word and not os.path.exists(word)]  # noqa: PTH110
     others = [word for word in words if word not in settings]
     name = others.pop(0).replace("-", "_") if others and others[0].replace("-", "_") in SETS else None
     if not others:

@@ -308,7 +308,7 @@ def _verdicts(store: "RunStore", comparisons: set[str]) -> "list[Verdict]":
 
 def _write_model(target: Target, model: str) -> None:
     """A model's files and its card."""
-    from constitutional.runs.cards import model_card
+    from constitutional.runs.cards import is_evaluated, model_card
     from constitutional.runs.compose import load
 
     store = target.run
@@ -326,7 +326,7 @@ def _write_model(target: Target, model: str) -> None:
         shutil.copytree(source, target.path, dirs_exist_ok=True)
     atomic_write(target.path / CARD, card.encode())
     print(f"{printable(str(target.path))}: the {model} of {printable(str(store.folder))}, with its card")
-    if "scores" not in store.artifacts():
+    if not is_evaluated(store):
         print("The evaluation is not done, so the card has no figures yet; export again once it is.")
 
 

@@ -96,7 +96,10 @@ def _forget_launchers() -> None:
 def _parsed(words: Sequence[str]) -> argparse.Namespace:
     parser = _parser()
     arguments, rest = parser.parse_known_args(words)
-    # argparse ends a list of words at the next flag; the words behind the flag belong to the list as well.
+    # argparse ends a list of words at the next flag, and goes on without an item where none came before; the words
+    # behind the flag belong to the list as well, or are the item.
+    if len(rest) == 1 and not rest[0].startswith("-") and getattr(arguments, "item", "") is None:
+        arguments.item = rest.pop()
     if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") for word in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:

@@ -187,6 +187,7 @@ def _violations(folder: Path, out: Path | None, words: Sequence[str]) -> None:
     """Write a sheet on which people say whether the last model's replies violate the principles."""
     from constitutional.base.files import atomic_write
     from constitutional.base.records import Sample
+    from constitutional.cli.votes import check_sheet
     from constitutional.constitution.file import load_constitution
     from constitutional.judging.evaluated import sheet, violation_items
     from constitutional.judging.scores import Measurement
@@ -196,6 +197,7 @@ def _violations(folder: Path, out: Path | None, words: Sequence[str]) -> None:
 
     if out is None or out.suffix != ".csv" or words:
         raise UsageError("violations writes a sheet; type constitutional review RUN violations --out FILE.csv")
+    check_sheet(out)
     run = RunStore.load(folder)
     samples, measurements = run.read("samples", Sample), run.read("measurements", Measurement)
     constitution = load_constitution(str(run.folder / USED))

@@ -83,7 +83,8 @@ def _take_over(source: Path, config: "RunConfig") -> None:
     from constitutional.runs.outputs import Outputs
 
     store = RunStore.load(source)
-    Outputs(config.outputs_folder).take_over(store.stage_folder(stage).resolve() for stage in store.stages)
+    places = {store.manifest.stages[stage].output: store.stage_folder(stage).resolve() for stage in store.stages}
+    Outputs(config.outputs_folder).take_over(places)
 
 
 def _jobs(overrides: Sequence[str]) -> "dict[str, RunConfig]":

@@ -16,6 +16,7 @@ from constitutional.engines.spending import Calls
 from constitutional.runs import sweeps
 from constitutional.runs.compose import Job, compose, freeze, is_launchers, sweep_settings
 from constitutional.runs.folder import RunStore
+from constitutional.runs.former import check_typed
 from constitutional.runs.launch import check_launcher, launch
 from constitutional.runs.runner import ready
 from constitutional.runs.settings import RunConfig
@@ -86,9 +87,13 @@ class _Jobs:
             self.file, self._logs = runs / f"{name}{sweeps.ENDING}", runs / sweeps.LOGS / name
             self._made = sweeps.made(configs[0].outputs_folder)
         self._configs += named
-        if self._settings.trials is None and self.file.is_file():
-            sweeps.check_kept(self.file, [config.run_folder for config in self._configs])
-        sweeps.write(self.file, self._settings, self._jobs, [config.run_folder for config in self._configs])
+        folders = [config.run_folder for config in self._configs]
+        if not first:
+            search = self._settings.trials is not None
+            sweeps.check_kept(self.file, folders, sweeps.varied(jobs[0].swept) if search else ())
+        for config, job in zip(named, jobs, strict=True):
+            check_typed(config, job.overrides)
+        sweeps.write(self.file, self._settings, self._jobs, folders)
         try:
             if self._launcher:
                 launch(

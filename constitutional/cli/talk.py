@@ -41,7 +41,8 @@ def add_parsers(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the typ
         help="what a run's models reply to the prompts of a file, as JSON lines",
         description="A JSON line for each reply, with the prompt, the model, the seed and how it was sampled. With "
         "--out a reply is kept the moment that it is there: the same command goes on where it was stopped, and the "
-        "lines are put in the order of the prompts at the end. Replies are sampled as in the run's evaluation.",
+        "lines are put in the order of the prompts at the end. Replies are sampled as in the run's evaluation, and "
+        "prompts have its system message (prompts.system) where they have none.",
     )
     sample.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="as prompts.path: .txt or .jsonl")
     sample.add_argument("--n", type=int, default=1, metavar="K", help="replies of each model to each prompt")
@@ -79,9 +80,12 @@ def _repliers(arguments: argparse.Namespace) -> "Repliers":
 def _chat(arguments: argparse.Namespace) -> None:
     from constitutional.runs.replies import Conversation
 
-    conversation = Conversation(_repliers(arguments), arguments.seed)
+    models = _repliers(arguments)
+    conversation = Conversation(models, arguments.seed, models.system)
     if sys.stdin.isatty():
         print(f"{', '.join(map(title, conversation.talking))}: type a message, /help for more, Ctrl-D to end")
+    if models.system:
+        print(f"the run's system message, which /system changes: {printable(models.system)}", file=sys.stderr)
     for line in _typed():
         if line.startswith("/"):
             try:
@@ -220,6 +224,8 @@ def _sample(arguments: argparse.Namespace) -> None:
     there = f", {len(tasks) - len(missing)} of them there already" if len(missing) < len(tasks) else ""
     repeated = f" ({len(file.repeated)} more lines repeat one)" if file.repeated else ""
     prompts, replies = counted(len(file.prompts), "prompt"), counted(len(tasks), "reply").replace("replys", "replies")
+    if models.system:
+        progress.say(f"prompts without a system message have the run's: {printable(models.system)}")
     progress.say(f"{prompts}{repeated}, {', '.join(models.engines)}: {replies}{there}")
     failed, lines = 0, appending(arguments.out) if arguments.out else nullcontext(partial(print, flush=True))
     with lines as write, progress.task("sample", len(missing), "replies") as task:

@@ -66,12 +66,24 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
     importing.set_defaults(run=_import)
 
 
+def check_sheet(out: Path) -> None:
+    """Refuse to write a sheet over a file: people may have filled it in.
+
+    Raises:
+        UsageError: there is a file of that name.
+    """
+    if out.exists():
+        raise UsageError(f"{out}: is there already, and may hold people's answers; type another --out, or move it away")
+
+
 def _export(arguments: argparse.Namespace) -> None:
     from constitutional.data.votes import annotated_pairs, argilla, label_studio, table
     from constitutional.data.votes.reading import NOT_APPLICABLE
     from constitutional.runs.folder import RunStore
 
     form, out = arguments.format, arguments.out
+    if form == "csv":
+        check_sheet(out)
     store = RunStore.load(arguments.folder)
     if arguments.verdicts is not None or arguments.judgements:
         if arguments.by_principle:

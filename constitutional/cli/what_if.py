@@ -21,7 +21,7 @@ _ABOUT = """Say what other weights or another mix would make of a run's labels, 
 settings that can be answered:
   constitution.weights.ID=2        a principle's weight; 0 leaves the principle out
   constitution.only=[ID,ID]        only these principles
-  constitution.without=[ID]        all but these
+  constitution.without=[ID]        all but these, with those that the run left out already
   mix.margin=0.1, mix.human_ratio=0.5, mix.total=200, …
   label.clamp=[0.4,0.6]            as far as the run's own clamp hides nothing
 
@@ -45,13 +45,17 @@ def add_parser(commands: Any) -> None:  # noqa: ANN401 - argparse keeps the type
 
 def _what_if(arguments: argparse.Namespace) -> None:
     from constitutional.runs.folder import RunStore
+    from constitutional.runs.status import outdated
     from constitutional.runs.what_if import LabelledRun
 
     if not arguments.overrides:
         raise UsageError("what-if needs a setting to change, such as constitution.without=[ID]; see --help")
     check_page("--html", arguments.html)
-    run = LabelledRun(RunStore.load(arguments.folder))
+    store = RunStore.load(arguments.folder)
+    run = LabelledRun(store)
     answer = run.what_if(arguments.overrides)
+    if old := outdated(store):
+        print(f"warning: {printable(f'{store.folder}: {old}')}", file=sys.stderr)
     if arguments.html is not None:
         atomic_write(arguments.html, page(arguments.folder, arguments.overrides, answer).encode())
         print(f"the page is {arguments.html}", file=sys.stderr)

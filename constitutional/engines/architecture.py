@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.files import at_home
 from constitutional.base.shipped import MODEL_FOLDER
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def config_file(path: str, revision: str | None = None) -> Path:
 
     if path == SANDBOX:
         return MODEL_FOLDER / "config.json"
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ConfigurationError(f"{folder}: has no config.json; name a folder that transformers can load")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.files import at_home
 from constitutional.base.shipped import MODEL_FOLDER
 from constitutional.engines.settings import SANDBOX, ModelSettings, VllmSettings
 
@@ -39,7 +40,7 @@ def model_folder(path: str, revision: str | None = None) -> Path:
         return MODEL_FOLDER
     if not path.strip():
         raise ConfigurationError("model path is empty; name 'sandbox', a folder, or a model on the Hugging Face hub")
-    folder = Path(path).expanduser()
+    folder = at_home(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ConfigurationError(f"{folder}: has no config.json; name a folder that transformers can load")
@@ -90,7 +91,7 @@ def recommended(path: str, revision: str | None = None) -> Recommended | None:
 
     Nothing is downloaded: None for a name on the hub whose files are not here yet.
     """
-    folder = MODEL_FOLDER if path == SANDBOX else Path(path).expanduser()
+    folder = MODEL_FOLDER if path == SANDBOX else at_home(path)
     if not folder.is_dir():
         folder = _cached(path, revision) or folder
     if not (folder / "config.json").is_file():

@@ -38,8 +38,9 @@ asked least recently."""
 class Models:
     """The models in memory: each folder loaded once, the least recently asked released when another is needed."""
 
-    def __init__(self, say: Callable[[str], None] | None = None) -> None:
+    def __init__(self, say: Callable[[str], None] | None = None, most: int = LOADED) -> None:
         self._say = say
+        self._most = most
         self._loaded: OrderedDict[ModelSettings | VllmSettings, LocalEngine | VllmServer] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -76,7 +77,7 @@ class Models:
 
     def _make_room(self, settings: ModelSettings | VllmSettings) -> None:
         """Release models until another fits; those that vLLM is asking stay, as their answers would be lost."""
-        while len(self._loaded) >= LOADED or self._shares(settings) > 1:
+        while len(self._loaded) >= self._most or self._shares(settings) > 1:
             idle = next((key for key, model in self._loaded.items() if not getattr(model, "busy", False)), None)
             if idle is None:
                 return

@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
 
 from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.files import at_home
 from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request, Sampling
 from constitutional.engines.chat import ChatTokens, end_of_turn, load_tokenizer, shared_beginning
@@ -360,7 +360,7 @@ def _no(answer: Completion, names: str) -> bool | None:
 
 def _tokenizer_digest(tokenizer: str) -> str:
     """Of a folder, SHA-256 of the files that transformers reads; else the name."""
-    folder = Path(tokenizer).expanduser()
+    folder = at_home(tokenizer)
     if not folder.is_dir():
         return tokenizer
     names = sorted(path for path in folder.iterdir() if path.is_file() and READ.fullmatch(path.name))

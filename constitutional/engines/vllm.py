@@ -26,6 +26,7 @@ from typing import IO, Any, Final, NamedTuple
 
 from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.base.files import at_home
 from constitutional.engines.base import Completion, Engine, Finish, Request, Ticket
 from constitutional.engines.chat import (
     NOW,
@@ -324,7 +325,7 @@ class VllmEngine(Engine):
         self.folder = model_folder(settings.path or SANDBOX, settings.revision)
         """Where the model's files are."""
         self._server = server
-        adapter = str(Path(settings.adapter).expanduser().resolve()) if settings.adapter else None
+        adapter = str(at_home(settings.adapter).resolve()) if settings.adapter else None
         # Roles of one model share its processes, whatever their budgets.
         same = {"path": str(self.folder), "revision": None, "adapter": adapter, "budget": Budget()}
         self.settings = settings.model_copy(update={**same, "template": settings.template or {}})

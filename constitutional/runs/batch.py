@@ -8,7 +8,8 @@ contacts a server.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -36,6 +37,9 @@ from constitutional.runs.settings import RunConfig
 
 FOLDER: Final = "batches"
 """In a run folder."""
+BEFORE: Final = "before"
+"""In that folder: request files of earlier exports."""
+_REQUESTS: Final = re.compile(r".+-[0-9a-f]{8}-\d{3,}\.jsonl")
 MOST_LINES: Final = 50_000
 """Requests in a file."""
 MOST_BYTES: Final = 200_000_000
@@ -317,14 +321,20 @@ def configuration(run: str, overrides: Sequence[str], *, exported: bool = False)
     places = [folder / CONFIG, folder / FOLDER / CONFIG]
     for place in reversed(places) if exported else places:
         if place.is_file():
-            return freeze(validated(changed(load(place).model_copy(update={"until": None}), overrides)))
+            config = load(place)
+            if not (exported and place == places[-1]):  # what an export went up to, its answers go up to
+                config = config.model_copy(update={"until": None})
+            return freeze(validated(changed(config, overrides)))
     if exported:
         raise UsageError(f"{folder}: holds no run and no batch; expected a folder such as runs/first")
     return freeze(compose([*overrides, f"name={folder.name}", f"folder={folder.parent}"]))
 
 
 def export(config: RunConfig, opener: Opener | None = None) -> Exported:
-    """Write what the journal lacks of servers' answers as request files, in the run's folder `batches`."""
+    """Write what the journal lacks of servers' answers as request files, in the run's folder `batches`.
+
+    Files of earlier exports go to `batches/before`, so that whoever uploads all files pays for nothing twice.
+    """
     with offline(config, opener) as run_context:
         open_requests = pending(run_context, ask_others=True)
     folder, files, seen = config.run_folder / FOLDER, dict[Path, int](), set[str]()
@@ -338,9 +348,19 @@ def export(config: RunConfig, opener: Opener | None = None) -> Exported:
                 file.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(file, b"".join(lines))
             files[file] = len(lines)
+    _put_aside(folder, files)
     if files:
         atomic_write(folder / CONFIG, dump(config, {}).encode())
     return Exported(files, open_requests)
+
+
+def _put_aside(folder: Path, files: Collection[Path]) -> None:
+    """Move the request files of earlier exports, all but these, out of a folder."""
+    earlier = [file for file in folder.glob("*.jsonl") if _REQUESTS.fullmatch(file.name) and file not in files]
+    for file in earlier:
+        with writing(file):
+            (folder / BEFORE).mkdir(exist_ok=True)
+            file.replace(folder / BEFORE / file.name)
 
 
 class Imported:

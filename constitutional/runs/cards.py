@@ -166,6 +166,17 @@ def write_cards(store: RunStore, config: RunConfig, constitution: Constitution, 
                 yield f"warning: the model's card is not written: {error}"
 
 
+def is_evaluated(store: RunStore) -> bool:
+    """Whether the evaluation is of the models that the run has now.
+
+    Of a run that was stopped after a training, or is at one, the evaluation may be left of the models before.
+    """
+    evaluation, made = store.stages.get("evaluate"), store.artifacts()
+    return evaluation is not None and all(
+        evaluation.needs.get(model) == made[model].sha256 for model in ("sft_model", "policy") if model in made
+    )
+
+
 def _card(front: str, sections: Sequence[str]) -> str:
     return f"---\n{front}\n---\n\n" + "\n\n".join(section.strip("\n") for section in sections) + "\n"
 
@@ -308,7 +319,7 @@ def _figures(store: RunStore, model: str) -> Iterator[str]:
             yield f"## Figures\n\n{measured} (95% intervals)."
             yield _table([("preferences by", "accuracy", "n"), *rows])
         return
-    scores = [row for row in store.read("scores", Score) if row.n] if "scores" in store.artifacts() else []
+    scores = [row for row in store.read("scores", Score) if row.n] if is_evaluated(store) else []
     if not scores:
         yield "## Figures\n\nNot evaluated yet."
         return

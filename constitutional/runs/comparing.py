@@ -197,7 +197,7 @@ def command(job: SweepJob | None, config: RunConfig) -> str:
     """
     typed = [word for word in job.overrides if not word.startswith(("sweep=", "sweep.", "name="))] if job else []
     wanted = flat(config.model_dump(mode="json"))
-    words, wrong = [f"name={config.name}", *typed], list[str]()
+    words, wrong = [f"name={_typed(config.name)}", *typed], list[str]()
     for _ in range(4):
         try:
             composed = flat(freeze(compose(words)).model_dump(mode="json"))

@@ -8,6 +8,7 @@ After `freeze` nothing reads YAML again.
 import difflib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticUndefined, to_jsonable_python
 
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, UsageError, expect
+from constitutional.base.files import at_home
 from constitutional.base.shipped import shipped
 from constitutional.engines.model_files import Recommended, recommended
 from constitutional.engines.settings import SANDBOX, ModelSettings, VllmSettings, role_settings
@@ -112,7 +114,7 @@ def source_of(overrides: Sequence[str]) -> Path | None:
         return None
     if len(folders) > 1:
         raise UsageError(f"from={folders[1]}: a run begins with one other; leave one of them out")
-    folder = Path(folders[0]).expanduser()
+    folder = at_home(folders[0])
     if not (folder / "config.json").is_file():
         raise UsageError(f"from={folders[0]}: there is no run; name a run's folder, such as from=runs/first")
     return folder.resolve()
@@ -434,7 +436,10 @@ def _refused(override: "Override", *, sweeps: bool) -> str | None:
     elif not sweeps and (problem := _sweeps_own(line)):
         pass
     elif override.is_sweep_override():
-        problem = "names several values; type -m as well for a run of each, or [a,b] for a list"
+        problem = (
+            "names several values; type -m as well for a run of each, [a,b] for a list, or quotes around a text that "
+            f"holds a comma: \"{key}='a,b'\""
+        )
     elif override.is_delete():
         problem = f"nothing can be taken out; leave it out, or type {key}=VALUE"
     elif re.match(r"panel\b", key) and not re.match(rf"{_JUDGE.pattern}(\.|$)", key) and not isinstance(value, dict):
@@ -572,8 +577,9 @@ def freeze(config: RunConfig) -> RunConfig:
     models = [values["model"], *(values[role] for role in ROLES), *values["panel"].values()]
     for settings, key in ((values["constitution"], "file"), *((model, "path") for model in models)):
         name = settings.get(key)  # a function that plays a role has none
-        if name and name != SANDBOX and Path(name).expanduser().exists():  # an empty one is not the working folder
-            settings[key] = str(Path(name).expanduser().resolve())
+        # An empty one is not the working folder. Unlike Path's own, this takes a text of any length.
+        if name and name != SANDBOX and os.path.exists(at_home(name)):  # noqa: PTH110
+            settings[key] = str(at_home(name).resolve())
     return with_recommended(RunConfig.model_validate(values))
 
 
@@ -619,7 +625,7 @@ def _recommended_for(config: RunConfig) -> dict[str, dict[str, float]]:
 
 def _absolute(value: Any) -> Any:  # noqa: ANN401 - settings of any shape
     if isinstance(value, Path):
-        return value.expanduser().resolve()
+        return at_home(value).resolve()
     if isinstance(value, dict):
         return {name: _absolute(inner) for name, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -28,7 +28,7 @@ from pydantic import Field
 
 from constitutional.base import errors
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, RunError
-from constitutional.base.files import atomic_write, writing
+from constitutional.base.files import at_home, atomic_write, writing
 from constitutional.base.frozen import Frozen
 from constitutional.base.progress import Progress, counted
 from constitutional.engines.settings import Budget, HttpSettings, RayClusterSettings, VllmSettings
@@ -174,7 +174,7 @@ def _check_algorithm(config: RunConfig) -> None:
 
 def _config_file(launch: AccelerateSettings) -> Path:
     named = CONFIGS / f"{launch.config}.yaml"
-    return named if named.is_file() else Path(launch.config).expanduser()
+    return named if named.is_file() else at_home(launch.config)
 
 
 def _kind(launch: AccelerateSettings) -> str:

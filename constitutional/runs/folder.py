@@ -162,7 +162,8 @@ class RunStore:
 
     def _link(self, link: StageLink, stage: str, place: Path) -> Path:
         folder = self.folder / link.folder(stage)
-        target = os.path.relpath(place, self.folder)
+        # The system reads a link from where the folder is, which may itself be linked to from here.
+        target = os.path.relpath(place, self.folder.resolve())
         if not (folder.is_symlink() and str(folder.readlink()) == target):
             self._unlink(folder.name)
             with writing(folder):

@@ -14,6 +14,7 @@ from constitutional.base.frozen import decisive
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.settings import ROLES, RunConfig
+from constitutional.runs.sweeps import typed
 from constitutional.stages.report.comparison import SettingChange, setting_changes
 
 NO_RESULT: Final = ("until", "budget", "understanding", "report_to", "journal", "launch", "cluster")
@@ -65,11 +66,11 @@ def check_typed(config: RunConfig, overrides: Sequence[str]) -> None:
     keys = [word.partition("=")[0].lstrip("+~").removeprefix("engine@") for word in overrides]
     if "experiment" in keys:
         return  # which says all settings
-    typed = [role for key in keys for role in (ROLES if key == "engine" else (key,))]
+    named = [role for key in keys for role in (ROLES if key == "engine" else (key,))]
     differing = changes(config)
     kinds = {row.key.partition(".")[0] for row in differing if row.key.endswith(".kind")}
-    typed += [group for group in kinds if any(_meet(key, group) for key in typed)]
-    missing = [row for row in differing if not any(_meet(row.key, key) for key in typed)]
+    named += [group for group in kinds if any(_meet(key, group) for key in named)]
+    missing = [row for row in differing if not any(_meet(row.key, key) for key in named)]
     if not missing:
         return
     folder = config.run_folder
@@ -78,7 +79,7 @@ def check_typed(config: RunConfig, overrides: Sequence[str]) -> None:
     now = ", ".join(f"{row.key}={row.after or 'null'}" for row in missing[:SHOWN])
     more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
     again = (word for word in overrides if not word.startswith(("name=", "from=")))
-    command = shlex.join(["constitutional", "run", f"from={shown}", f"name={config.name}", *again])
+    command = shlex.join(["constitutional", "run", f"from={shown}", f"name={typed(config.name)}", *again])
     raise UsageError(
         f"{shown} was made with {then}{more}, which this command does not name, so that it would be made anew with "
         f"{now}; to go on with its own settings, type `{command}`; to change them, type the new values too; for "

@@ -18,7 +18,7 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -166,10 +166,14 @@ class Outputs:
         drop_checkpoints(begun.folder)
         return entry
 
-    def take_over(self, places: Iterable[Path]) -> None:
-        """Have finished outputs of another folder here as well: the same files where the file system allows it."""
-        for place in places:
-            own = self.folder / place.name
+    def take_over(self, places: Mapping[str, Path]) -> None:
+        """Have finished outputs of another folder here as well: the same files where the file system allows it.
+
+        Args:
+            places: where each is, by the name that it has among outputs; in a copy of a run it has another there.
+        """
+        for name, place in places.items():
+            own = self.folder / name
             if own.exists() or not place.is_dir() or (lock := self.lock(own)) is None:
                 continue  # it is here, it is gone there, or another process makes it
             made = own.with_name(f"{own.name}.{os.getpid()}")

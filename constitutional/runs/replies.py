@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from constitutional.base.errors import ConfigurationError, InputError, RunError, UsageError
-from constitutional.base.files import atomic_write, writing
+from constitutional.base.files import at_home, atomic_write, writing
 from constitutional.base.jsonl import BadTextError, parse
 from constitutional.base.records import Message, Prompt
 from constitutional.base.seeds import seed_of
@@ -21,8 +21,12 @@ from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import MANIFEST
 from constitutional.stages import evaluate
 from constitutional.stages.evaluate import MODELS
+from constitutional.stages.prompts import FilePrompts
 
 ROW: Final = {"prompt", "model", "reply", "finish", "sample", "seed", "temperature", "max_tokens", "weights", "line"}
+"""What every line of a reply holds."""
+KEY: Final = (ROW | {"top_p"}) - {"reply", "finish", "line"}
+"""What makes two replies the same; `top_p` is left out where it is 1."""
 
 
 class Repliers(NamedTuple):
@@ -31,6 +35,8 @@ class Repliers(NamedTuple):
     engines: Mapping[str, Engine]
     """`base`, `sft_model` and `policy` of a run as far as they are made; of a model alone its folder's name."""
     sampling: Sampling
+    system: str = ""
+    """The system message that a run puts before every prompt without one (`prompts.system`); empty where none."""
 
 
 def repliers(target: str, models: str = "", opener: Opener | None = None) -> Repliers:
@@ -46,14 +52,17 @@ def repliers(target: str, models: str = "", opener: Opener | None = None) -> Rep
         UsageError: one of `models` is not there.
         RunError: the run is damaged.
     """
-    # A set of models of its own for each engine: in a conversation all of them stay in memory.
-    opener = opener or (lambda settings: engine_of(settings, Models()))
-    folder = Path(target).expanduser()
+    # In a conversation all of them stay in memory, but for those of vLLM, which may take all of a GPU's each.
+    in_memory, system = Models(most=len(MODELS)), ""
+    opener = opener or (lambda settings: engine_of(settings, in_memory))
+    folder = at_home(target)
     if (folder / MANIFEST).is_file():
         store, config = RunStore.load(folder), load(folder)
         settings = {"base": trained(config)}
         settings |= {name: trained(config, store.artifact(name)) for name in MODELS[1:] if name in store.artifacts()}
         chosen = config.evaluate
+        if isinstance(config.prompts, FilePrompts):
+            system = config.prompts.system or ""
     elif folder.is_dir() and not (folder / "config.json").is_file():
         raise ConfigurationError(f"{folder}: holds neither a run ({MANIFEST}) nor a model (config.json)")
     else:
@@ -63,7 +72,7 @@ def repliers(target: str, models: str = "", opener: Opener | None = None) -> Rep
     engines = {name: opener(settings[name]) for name in names}
     if chosen is None:  # what a model on the hub recommends is known once it is here
         chosen = evaluate.Settings(**(recommended(target) or Recommended())._asdict())
-    return Repliers(engines, Sampling.of(chosen.temperature, chosen.top_p, chosen.max_tokens))
+    return Repliers(engines, Sampling.of(chosen.temperature, chosen.top_p, chosen.max_tokens), system)
 
 
 def named(models: str, known: Sequence[str]) -> list[str]:
@@ -103,21 +112,26 @@ class ReplySampler:
 
     def request(self, task: SampleTask) -> Request:
         """What the model is asked; its seed depends on the prompt and on nothing else in the file."""
-        turns = tuple(
-            (message.role, message.content, *filter(None, [message.extra])) for message in task.prompt.messages
-        )
+        messages = self._messages(task)
+        turns = tuple((message.role, message.content, *filter(None, [message.extra])) for message in messages)
         own_seed = seed_of(self.seed, "sample", turns, task.sample) if self.models.sampling.temperature else 0
-        return Request(task.prompt.messages, self.models.sampling, own_seed)
+        return Request(messages, self.models.sampling, own_seed)
+
+    def _messages(self, task: SampleTask) -> tuple[Message, ...]:
+        """The prompt, behind the run's system message where it has none."""
+        messages, system = task.prompt.messages, self.models.system
+        return messages if not system or messages[0].role == "system" else (Message("system", system), *messages)
 
     def row(self, task: SampleTask, completion: Completion) -> dict[str, Any]:
         """The line of a reply, with all that decided it."""
         row = self.key(task) | {"reply": completion.text, "finish": completion.finish, "line": task.line}
-        order = ("prompt", "model", "reply", "finish", "sample", "seed", "temperature", "max_tokens", "weights", "line")
-        return {name: row[name] for name in order} | ({"reason": completion.reason} if completion.reason else {})
+        row |= {"reason": completion.reason} if completion.reason else {}
+        order = ("prompt", "model", "reply", "finish", "sample", "seed", "temperature", "top_p", "max_tokens")
+        return {name: row[name] for name in (*order, "weights", "line", "reason") if name in row}
 
     def key(self, task: SampleTask) -> dict[str, Any]:
         """What makes two replies the same: the prompt, the model, which sample it is, and how it was sampled."""
-        messages = task.prompt.messages
+        messages = self._messages(task)
         plain = len(messages) == 1 and messages[0].role == "user"
         turns = [message.turn() for message in messages]
         sampling = self.models.sampling
@@ -134,7 +148,7 @@ class ReplySampler:
 
     def missing(self, tasks: Sequence[SampleTask], rows: Sequence[Mapping[str, Any]]) -> list[SampleTask]:
         """The tasks that no row answers."""
-        done = {_text({name: row[name] for name in self.key(tasks[0])}) for row in rows} if tasks else set()
+        done = {_text({name: row[name] for name in KEY if name in row}) for row in rows}
         return [task for task in tasks if _text(self.key(task)) not in done]
 
     def replies(self, tasks: Sequence[SampleTask]) -> Iterator[tuple[SampleTask, Completion]]:

@@ -7,6 +7,7 @@ bytes changes nothing for those that come after it.
 
 import hashlib
 import json
+import shlex
 import signal
 import threading
 import time
@@ -84,6 +85,7 @@ from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.settings import ROLES, RunConfig
 from constitutional.runs.slurm import JobEnd, check_launch, in_job
+from constitutional.runs.sweeps import typed
 from constitutional.stages import critique_revise, evaluate, mix, online, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
@@ -714,10 +716,8 @@ def reported_constitution(store: RunStore) -> Constitution:
     """
     if "report" not in store.stages:
         last = f"its last finished stage is '{list(store.stages)[-1]}'" if store.stages else "no stage is finished"
-        raise RunError(
-            f"{store.folder}: has no report yet, and {last}; `constitutional run from={store.folder} "
-            f"name={store.folder.name}` finishes it"
-        )
+        command = shlex.join(["constitutional", "run", f"from={store.folder}", f"name={typed(store.folder.name)}"])
+        raise RunError(f"{store.folder}: has no report yet, and {last}; `{command}` finishes it")
     kept = store.artifact(gather.CONSTITUTION)
     try:
         return Constitution.model_validate_json(kept.read_bytes())

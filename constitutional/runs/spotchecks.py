@@ -1,6 +1,5 @@
 """The spot-checks of a run, whether its stage is done or waits for people."""
 
-import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from constitutional.judging.spotchecks import planned, reward_probabilities
 from constitutional.runs.compose import load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.settings import RunConfig
-from constitutional.runs.sweeps import quoted
+from constitutional.runs.sweeps import typed
 
 
 def plan_of(
@@ -47,11 +46,8 @@ def command_with(folder: Path, **settings: object) -> str:
         settings: those that change, such as `spotcheck__verdicts`; `name` makes another run of it, beside the first.
     """
     words = {"name": load(folder).name, **{key.replace("__", "."): value for key, value in settings.items()}}
-    typed = (
-        f"{key}={value if re.fullmatch(r'[A-Za-z0-9_./+-]+', str(value)) else quoted(str(value))}"
-        for key, value in words.items()
-    )
-    return shlex.join(["constitutional", "run", f"from={folder}", *typed])
+    settings_typed = (f"{key}={typed(str(value))}" for key, value in words.items())
+    return shlex.join(["constitutional", "run", f"from={folder}", *settings_typed])
 
 
 def command_with_votes(store: RunStore, votes: Path, *, budget: float = 0.0, planned: bool = True) -> str:

@@ -12,7 +12,7 @@ import os
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Final, Literal, NamedTuple
@@ -54,6 +54,11 @@ def jobs_of(overrides: Sequence[str], *, multirun: bool) -> list[Job]:
     if needless and settings.over is None:
         presets = "sweep=principles, sweep=weights or sweep=wordings"
         raise UsageError(f"sweep.{min(needless)} says how a constitution is varied; type {presets} as well")
+    if settings.trials is not None:
+        raise UsageError(
+            "a search has no job before it begins: each is chosen by what those before it came to, so there is none to "
+            "show or to try; leave out sweep=optuna and type one value in place of each interval(LOW,HIGH)"
+        )
     for job in sweep(overrides, multirun=multirun):
         if settings.over is None:
             jobs.append(job)
@@ -141,6 +146,11 @@ def quoted(text: str) -> str:
     return "'" + inner.replace("${", "\\${") + "'"
 
 
+def typed(text: str) -> str:
+    """A text as it is typed behind `KEY=`: in quotes where Hydra's grammar would read something else."""
+    return text if re.fullmatch(r"[A-Za-z0-9_./+-]+", text) else quoted(text)
+
+
 def names(bases: Sequence[str], swept: Sequence[Sequence[str]]) -> list[str]:
     """The runs' names, in a sweep with what each differs in, such as `x-seed=1`: every run has a folder of its own.
 
@@ -207,18 +217,24 @@ def write(file: Path, settings: SweepSettings, jobs: Sequence[Job], run_folders:
     write_checked(file, Sweep(objective=settings.objective, over_refusal=settings.over_refusal, jobs=kept))
 
 
-def check_kept(file: Path, run_folders: Sequence[Path]) -> None:
+def check_kept(file: Path, run_folders: Sequence[Path], searched: Collection[str] = ()) -> None:
     """Refuse a sweep that would take the place of another one of the same name; one with more jobs goes on.
 
+    Args:
+        file: the sweep's.
+        run_folders: those of its jobs.
+        searched: what a search varies, whose later jobs nobody knows: any job that varies the same may be one of them.
+
     Raises:
-        UsageError: the file holds jobs that are none of these, or a run has the sweep's name.
+        UsageError: the file holds jobs that are none of these, or another run has the sweep's name.
     """
     run = file.with_name(file.name.removesuffix(ENDING))
-    if (run / MANIFEST).is_file():
+    if (run / MANIFEST).is_file() and run not in run_folders:
         raise UsageError(f"{run}: is a run, and commands could not tell a sweep of this name from it; type name=OTHER")
     try:
-        others = {file.parent / job.folder for job in read(file).jobs} - set(run_folders)
-    except ConstitutionalError:  # damaged, so there is nothing to keep
+        jobs = [job for job in read(file).jobs if not searched or varied(job.swept) != set(searched)]
+        others = {file.parent / job.folder for job in jobs} - set(run_folders)
+    except ConstitutionalError:  # there is none, or it is damaged, so there is nothing to keep
         return
     if others:
         more = f" and {len(others) - 1} more jobs" if len(others) > 1 else ""
@@ -226,6 +242,11 @@ def check_kept(file: Path, run_folders: Sequence[Path]) -> None:
             f"{file}: is of another sweep, whose {min(others).name}{more} this one has not; type name=OTHER for this "
             "one, or remove the file, which leaves the runs"
         )
+
+
+def varied(swept: Iterable[str]) -> set[str]:
+    """The settings that a job differs in from the others of its sweep."""
+    return {word.partition("=")[0] for word in swept}
 
 
 def read(file: Path) -> Sweep:

@@ -26,7 +26,7 @@ from constitutional.judging.reweighing import Booleans, Floats, JudgementTable, 
 from constitutional.runs.compose import changed, load, validated, zero_weights
 from constitutional.runs.context import COMPARISON
 from constitutional.runs.folder import USED, RunStore
-from constitutional.runs.settings import RunConfig
+from constitutional.runs.settings import ConstitutionSettings, RunConfig
 from constitutional.stages import mix
 
 EXAMPLES: Final = 10
@@ -265,6 +265,7 @@ class LabelledRun:
     def _select(self, config: RunConfig, typed: set[str], zero: Sequence[str]) -> dict[str, float]:
         """The weights after what was typed, of the principles that the run has and the labeler is trusted with."""
         selection, known = config.constitution, {principle.id for principle in self.constitution.principles}
+        self._refuse_unjudged(selection, zero, known)
         only = selection.only if "only" in typed else None
         without = selection.without if "without" in typed else ()
         before = self.config.constitution
@@ -280,6 +281,30 @@ class LabelledRun:
             raise ConfigurationError(f"these settings leave no principle to label by{untrusted}; keep one or more")
         chosen = self.constitution.select(only, [name for name in (*without, *zero) if name in known], weights)
         return weights_of(chosen, self.untrusted)
+
+    def _refuse_unjudged(self, selection: ConstitutionSettings, zero: Sequence[str], known: set[str]) -> None:
+        """Refuse what takes back a choice of the run's: its file alone knows what a run would then have."""
+        before, out = self.config.constitution, {*selection.without, *zero}
+        if before.only is not None and selection.only is None:
+            raise UsageError(
+                f"{self.folder}: a run with these settings would bring back the principles that "
+                f"constitution.only=[{','.join(before.only)}] left out, and there is no judgement by them; type "
+                "constitution.only with some of these, or leave it as it is"
+            )
+        back = [name for name in before.without if name not in out and name in (selection.only or (name,))]
+        if back:
+            kept = ",".join(dict.fromkeys([*before.without, *selection.without]))
+            raise UsageError(
+                f"{self.folder}: a run with these settings would bring back {', '.join(back)}, which "
+                f"constitution.without left out, and there is no judgement by it; type constitution.without=[{kept}]"
+            )
+        stay = known - out if selection.only is None else (known - out) & set(selection.only)
+        if lost := [name for name in before.weights if name in stay and name not in selection.weights]:
+            weights = ", ".join(f"{name}: {weight:g}" for name, weight in (before.weights | selection.weights).items())
+            raise UsageError(
+                f"{self.folder}: constitution.weights leaves out {', '.join(lost)}, whose weight the run has in place "
+                f'of its file\'s, and what-if does not read that; type "constitution.weights={{{weights}}}"'
+            )
 
     def with_weights(self, weights: Mapping[str, float]) -> WhatIf:
         """What changes where these weights alone count; a principle that is not named is left out.

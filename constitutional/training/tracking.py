@@ -17,7 +17,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, Protocol, Self
 from pydantic import BeforeValidator
 
 from constitutional.base.errors import ConfigurationError, RunError
-from constitutional.base.files import atomic_write
+from constitutional.base.files import at_home, atomic_write
 
 TrackerName = Literal["trackio", "wandb", "mlflow", "tensorboard"]
 
@@ -133,7 +133,7 @@ class _Tensorboard:
         from torch.utils.tensorboard import SummaryWriter
 
         chosen = os.environ.get("TENSORBOARD_LOGGING_DIR")
-        parent = Path(chosen).expanduser() / stage.run if chosen else stage.folder / "tensorboard"
+        parent = at_home(chosen) / stage.run if chosen else stage.folder / "tensorboard"
         self.key = key or _unused(parent, stage.stage)
         # What was written beyond the checkpoint from which the training goes on is made again.
         purge_step = None if key is None else step + 1

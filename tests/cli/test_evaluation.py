@@ -133,6 +133,7 @@ def test_a_limit_draws_rows_by_the_seed(judge: type[Judge], tmp_path: Path, caps
         (["--limit", "0", str(ROWS / FILES["hhh"])], "--limit 0"),
         (["bbq", str(ROWS / FILES["hhh"])], "rows of hhh; expected bbq"),
         ([str(ROWS / FILES["hhh"]), "label.methd=logprobs"], "label.methd"),
+        ([str(ROWS / FILES["hhh"]), f"evaluate.refusal_phrases=[{'x' * 300}]", "seed=x"], "seed"),
     ],
 )
 def test_what_cannot_be_evaluated_is_wrong_use(

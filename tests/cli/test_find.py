@@ -141,6 +141,9 @@ def test_the_command_shows_items_by_principle(store: RunStore, capsys: pytest.Ca
     assert capsys.readouterr().out.startswith("principle brief")
     assert cli.main(["show", str(store.folder), "brief", "--text"]) == 0
     assert capsys.readouterr().out.startswith("2 items")
+    for words in (["--text", "brief"], ["--all", "brief", "--text"]):  # the item may stand behind a flag
+        assert cli.main(["show", str(store.folder), *words]) == 0
+        assert capsys.readouterr().out.startswith("2 items")
 
 
 def test_a_damaged_line_is_named(store: RunStore, capsys: pytest.CaptureFixture[str]) -> None:

@@ -315,6 +315,16 @@ def test_two_runs_of_a_sweep_never_share_a_folder(runs: Runs, tmp_path: Path, fi
     assert [Path(config.constitution.file).name for config in runs.configs] == [Path(file).name for file in files]
 
 
+@pytest.mark.parametrize("command", [["run", "--dry-run"], ["config", "-m"]])
+def test_a_search_has_no_jobs_to_show_or_to_try(
+    runs: Runs, capsys: pytest.CaptureFixture[str], command: list[str]
+) -> None:
+    assert cli.main([*command, "sweep=optuna", "constitution.weights.no_flattery=interval(1,2)"]) == 2
+    told = capsys.readouterr().err
+    assert "leave out sweep=optuna" in told
+    assert runs.configs == []
+
+
 def test_letters_of_any_script_stay_in_a_name(runs: Runs, tmp_path: Path) -> None:
     for file in ("礼貌.yaml", "简短.yaml"):
         constitution_in(tmp_path / file)

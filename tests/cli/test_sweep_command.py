@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from constitutional.base.errors import ConstitutionalError, UsageError
+from constitutional.base.records import Prompt
 from constitutional.cli import main as cli
 from constitutional.cli.sweep_command import run_sweep
+from constitutional.runs.compose import compose, dump, freeze
 from constitutional.runs.folder import RunStore
 from constitutional.runs.launch import check_launcher
 from constitutional.runs.manifest import ENTRY
@@ -18,7 +20,7 @@ from constitutional.runs.settings import RunConfig
 from constitutional.runs.sweeps import read
 from constitutional.runs.weight_search import Search
 from tests.runs.test_sweeps import measured
-from tests.scripted_run import constitution
+from tests.scripted_run import constitution, finish
 
 ANSWERS = """
 import os, time
@@ -169,6 +171,41 @@ def test_a_sweep_says_how_far_it_is_and_goes_on_after_an_interrupt(
     assert begun[2:] == ["first-seed=0", "first-seed=1", "first-seed=2"]
     # The first job was done before, so what it asked is saved now.
     assert "; this time 20 model calls asked, 25 reused" in capsys.readouterr().err
+
+
+def test_what_a_sweep_of_the_same_name_would_make_otherwise_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs = tmp_path / "runs"
+
+    def run_one(_: RunConfig) -> None:
+        raise AssertionError("no job begins")
+
+    measured(runs, "first", {"kind": 0.1}, 0.0)
+    with pytest.raises(UsageError, match="first: is a run"):
+        run_sweep(["seed=0,1"], run_one)
+    # The job was made with another constitution, which is left out now.
+    constitution(tmp_path)
+    with RunStore.open(runs / "s-seed=0", dump(freeze(compose(["constitution.file=ours.yaml"])), {})) as store:
+        finish(store, 0, "prompts", {"prompts": [Prompt.of("Hi")]})
+    with pytest.raises(UsageError, match=r"from=runs/s-seed=0 .*ours\.yaml|ours\.yaml.* from=runs/s-seed=0 "):
+        run_sweep(["seed=0,1", "name=s"], run_one)
+    assert not list(runs.glob("*.sweep.json"))
+
+
+@pytest.mark.skipif(find_spec("optuna") is None, reason="not installed")
+def test_a_search_of_another_sweeps_name_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def run_one(config: RunConfig) -> None:
+        measured(tmp_path / "runs", config.name, {"kind": 0.1}, 0.0)
+
+    assert run_sweep(["seed=0,1"], run_one) == 0
+    kept = (tmp_path / "runs" / "first.sweep.json").read_bytes()
+    with pytest.raises(UsageError, match="name=OTHER"):
+        run_sweep(["sweep=optuna", "sweep.trials=2", f"{WEIGHT}=interval(1,2)"], run_one)
+    assert (tmp_path / "runs" / "first.sweep.json").read_bytes() == kept
 
 
 def test_a_defect_in_a_job_does_not_end_the_others(

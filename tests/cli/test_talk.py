@@ -11,6 +11,7 @@ from constitutional.cli import main as cli
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.scripted import ScriptedEngine
 from constitutional.engines.settings import EngineSettings
+from constitutional.runs.compose import compose
 from constitutional.runs.replies import named, repliers
 from tests.scripted_run import World, configured, constitution, go
 
@@ -205,6 +206,48 @@ def test_sampling_goes_on_where_it_was_stopped(run: Path, tmp_path: Path, talker
     assert cli.main([*words, "--out", str(out), "--seed", "1"]) == 0
     assert len(talkers.asked) == asked
     assert len(rows_of(out)) == 2 * asked
+
+
+def test_a_runs_system_message_and_its_top_p_are_as_in_its_evaluation(
+    tmp_path: Path, talkers: Talkers, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    constitution(tmp_path)
+    (tmp_path / "own.txt").write_text("One?\nTwo?\nThree?\nFour?\n")
+    words = [f"folder={tmp_path}/runs", f"constitution.file={tmp_path}/ours.yaml", f"prompts.path={tmp_path}/own.txt"]
+    words += ["prompts.system='Be brief.'", "prompts.held_out=2", "evaluate.top_p=0.9", "until=prompts"]
+    store, _ = go(compose(words), World())
+    out, whole = tmp_path / "out.jsonl", tmp_path / "whole.jsonl"
+    sampled = ["sample", str(store.folder), "--prompts", str(prompts(tmp_path)), "--n", "2"]
+    assert cli.main([*sampled, "--out", str(whole)]) == 0
+    assert "Be brief." in capsys.readouterr().err
+    hi, ho = Message("user", "Hi"), Message("user", "Ho")
+    assert {request.messages for request in talkers.of("sandbox")} == {
+        (Message("system", "Be brief."), hi),
+        (Message("system", "S"), ho),  # which has one of its own
+    }
+    assert [(row["line"], row["top_p"]) for row in rows_of(whole)] == [(1, 0.9), (1, 0.9), (2, 0.9), (2, 0.9)]
+    out.write_text("".join(whole.read_text().splitlines(keepends=True)[:3]))
+    talkers.asked.clear()
+    assert cli.main([*sampled, "--out", str(out)]) == 0
+    assert len(talkers.asked) == 1
+    assert out.read_bytes() == whole.read_bytes()
+    talkers.asked.clear()
+    type_in(monkeypatch, "Hi", "/system", "Hi")
+    assert cli.main(["chat", str(store.folder)]) == 0
+    assert "Be brief." in capsys.readouterr().err
+    assert [request.messages for request in talkers.of("sandbox")] == [(Message("system", "Be brief."), hi), (hi,)]
+
+
+def test_models_of_a_conversation_know_of_each_other(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def opened(settings: EngineSettings, models: object) -> ScriptedEngine:
+        seen.append(models)
+        return ScriptedEngine(lambda _: "Hi", str(settings))
+
+    monkeypatch.setattr("constitutional.runs.replies.engine_of", opened)
+    assert len(repliers(str(run)).engines) == len(seen) == 3
+    assert len(set(map(id, seen))) == 1  # so that one on a GPU's whole memory makes room for another
 
 
 def test_prompts_that_are_all_held_out_are_sampled(run: Path, tmp_path: Path, talkers: Talkers) -> None:

@@ -83,6 +83,15 @@ def ids_of(path: Path, form: str) -> list[str]:
     return [row["metadata" if form == "argilla" else "data"]["comparison"].removeprefix("c_") for row in content]
 
 
+def test_a_sheet_that_people_may_have_filled_in_stays(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = run_folder(tmp_path, plan=PLAN)
+    sheet = exported(run, "csv")
+    sheet.write_text("filled in")
+    assert main(["votes", "export", str(run), "--format", "csv", "--out", str(sheet)]) == 2
+    assert str(sheet) in capsys.readouterr().err
+    assert sheet.read_text() == "filled in"
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_the_planned_spot_checks_go_out_blind(tmp_path: Path, form: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = exported(run_folder(tmp_path, plan=PLAN), form)

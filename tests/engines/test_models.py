@@ -10,7 +10,7 @@ from constitutional.base.records import Message
 from constitutional.engines.base import Completion, Request
 from constitutional.engines.model_files import folder_digest, model_folder
 from constitutional.engines.models import LazyEngine, Models, user_engine
-from constitutional.engines.settings import LocalSettings, ModelSettings, ScriptedSettings
+from constitutional.engines.settings import LocalSettings, ModelSettings, ScriptedSettings, VllmSettings
 from constitutional.sandbox import MODEL_FOLDER
 
 
@@ -182,3 +182,27 @@ def test_a_revision_pins_what_is_downloaded_and_a_model_of_another_path_has_none
     pinned = ModelSettings(path="some/model", revision="abc123")
     assert LocalSettings().over(pinned).revision == "abc123"
     assert LocalSettings(path="other/model").over(pinned).revision is None
+
+
+@pytest.mark.parametrize(("memory", "left"), [(0.3, ["a", "b", "c"]), (0.45, ["b", "c"]), (0.9, ["c"])])
+def test_models_of_vllm_make_room_for_each_other_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, memory: float, left: list[str]
+) -> None:
+    running = []
+
+    class Server:
+        busy, failure = False, ""
+
+        def __init__(self, settings: VllmSettings) -> None:
+            self.path = settings.path
+            running.append(self.path)
+
+        def close(self) -> None:
+            running.remove(self.path)
+
+    monkeypatch.setattr("constitutional.engines.vllm.VllmServer", Server)
+    monkeypatch.setattr("constitutional.engines.local.placed", lambda *_: ("cuda:0", None))
+    models = Models(most=3)
+    for path in "abc":
+        models.server(VllmSettings(path=path, memory=memory))
+    assert running == left

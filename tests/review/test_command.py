@@ -489,6 +489,7 @@ def test_people_judge_the_evaluated_replies_and_the_report_alone_is_made_anew(
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+    assert main(["review", str(folder), "violations", "--out", str(sheet)]) == 2  # their answers stay, as is read below
     world = World()
     again, lines = go(configured(tmp_path, *words, f"report.verdicts={frozen}", f"report.violations={sheet}"), world)
     assert world.asked == []

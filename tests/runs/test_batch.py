@@ -278,6 +278,13 @@ def test_the_commands_say_what_to_do_next(tmp_path: Path, capsys: pytest.Capture
     answers = answers_of(exported)
     assert cli.main(["batch", "import", folder, str(answers)]) == 0
     assert "12 imported" in capsys.readouterr().out
+    again = export(configuration(folder, ["until=critique_revise"]))
+    requests = [file for file in answers.parent.glob("*.jsonl") if file != answers]
+    assert sorted(requests) == sorted(again.files)  # so that nobody uploads what is answered
+    assert {file.name for file in exported.files} <= {file.name for file in (answers.parent / "before").iterdir()}
+    assert configuration(folder, (), exported=True).until == "critique_revise"
+    assert configuration(folder, ()).until is None
+    capsys.readouterr()
     answers.write_text("{}")
     assert cli.main(["batch", "import", folder, str(answers)]) == 1
     assert f"{answers}:1: " in capsys.readouterr().err

@@ -64,6 +64,20 @@ def test_figures_are_in_the_card_once_the_evaluation_is_done(tmp_path: Path) -> 
     assert sum("done before, used again" in line for line in said) == len(entries)
 
 
+def test_a_new_model_has_no_figures_of_the_model_before(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    constitution(tmp_path)
+    go(configured(tmp_path, "name=first"), World())
+    retrained, _ = go(configured(tmp_path, "name=first", "algorithm.beta=0.05", "until=dpo"), World(), learns=False)
+    assert "scores" in retrained.artifacts()  # of the policy before
+    assert "Not evaluated yet." in card_of(retrained, "policy")
+    out = tmp_path / "hub"
+    assert main(["export", str(retrained.folder), "--to", "model", "-o", str(out)]) == 0
+    assert "not done" in capsys.readouterr().out
+    assert "Not evaluated yet." in (out / CARD).read_text()
+    whole, _ = go(configured(tmp_path, "name=first", "algorithm.beta=0.05"), World(), learns=False)
+    assert "| Length | " in card_of(whole, "policy")
+
+
 def test_a_card_makes_no_stage_anew(store: RunStore) -> None:
     folder = store.artifact("reward_model")
     digest = digest_of(folder)  # of a model that settings of another run name

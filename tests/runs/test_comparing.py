@@ -173,6 +173,7 @@ def test_reused_answers_cost_what_asked_ones_do() -> None:
             ["sweep=principles", "name=y", "constitution.without=[calm]"],
         ),
         (["label.method=votes", "seed=3"], None),
+        (["name='x,y=1'"], None),
         (["algorithm=grpo", "algorithm.beta=0.3", "labeler=http", "labeler.url=http://x/v1", "labeler.model=m"], None),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError
+from constitutional.base.errors import ConfigurationError, ConstitutionalError, InputError, UsageError
 from constitutional.base.shipped import shipped
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.model_files import recommended
@@ -463,3 +463,21 @@ def test_a_model_that_does_not_say_how_it_is_sampled_changes_nothing(
     config = freeze(composed(f"model.path={model_with(tmp_path / 'm', generation)}"))
     assert (config.evaluate.temperature, config.evaluate.top_p) == (None, None)
     assert freeze(compose()).evaluate.temperature is None  # the sandbox's says 1, which is what null stands for
+
+
+def test_a_home_that_nobody_has_and_a_long_text_are_names_that_are_not_there() -> None:
+    words = ["prompts.path=~no_such_user/x.txt", "model.path=~no_such_user/m", f"constitution.file={'x' * 300}"]
+    config = freeze(compose(words))
+    assert isinstance(config.prompts, FilePrompts)
+    assert config.prompts.path == Path.cwd() / "~no_such_user" / "x.txt"
+    assert (config.model.path, config.constitution.file) == ("~no_such_user/m", "x" * 300)
+    with pytest.raises(UsageError, match="no run"):
+        compose(["from=~no_such_user/first", "name=x"])
+
+
+def test_who_types_a_comma_is_told_how_it_is_part_of_a_text() -> None:
+    with pytest.raises(UsageError, match=r"\"prompts\.path='"):
+        compose(["prompts.path=a,b.txt"])
+    config = compose(["prompts.path='a,b.txt'"])
+    assert isinstance(config.prompts, FilePrompts)
+    assert config.prompts.path == Path("a,b.txt")

@@ -502,3 +502,13 @@ def test_a_folder_where_a_link_goes_is_put_aside(folder: Path) -> None:
     (aside,) = folder.glob("01_draft.before-*")
     assert (aside / "mine.txt").read_text() == "a person's own"
     assert (folder / "01_draft").is_symlink()
+
+
+def test_a_run_folder_on_another_disk_links_to_its_stages(folder: Path, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "a" / "large" / "disk"
+    elsewhere.mkdir(parents=True)
+    folder.parent.mkdir()
+    folder.symlink_to(elsewhere)
+    make(folder)
+    assert (elsewhere / "01_draft" / "prompts.jsonl").is_file()
+    assert RunStore.load(folder).stages

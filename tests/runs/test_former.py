@@ -1,3 +1,4 @@
+import shlex
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,12 @@ def test_the_command_that_goes_on_is_quoted_for_the_shell(made: list[str]) -> No
         "`constitutional run from=runs/first name=first constitution.file=ours.yaml 'constitution.weights={brief: 2}'`"
     )
     assert said in str(caught.value)
+    Path("runs/first").rename("runs/a,b=1")
+    with pytest.raises(UsageError) as caught:
+        typed("name='a,b=1'", "constitution.file=ours.yaml")
+    _, _, *words = shlex.split(str(caught.value).split("`")[1])
+    assert compose(words).name == "a,b=1"
+    typed(*words)
 
 
 def test_a_command_that_is_refused_leaves_what_the_named_run_has_made(made: list[str], tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """A run that begins with another: `from=RUN`."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -74,7 +75,7 @@ def test_in_another_folder_every_stage_that_is_not_touched_is_taken_over(first: 
     config = compose([f"from={first.folder}", "name=new", f"folder={tmp_path}/elsewhere", "label.clamp=[0.4,0.6]"])
     assert config.journal_file == first.folder.parent / "journal.sqlite"
     outputs = Outputs(config.outputs_folder)
-    places = [first.stage_folder(stage).resolve() for stage in first.stages]
+    places = {first.stage_folder(stage).resolve().name: first.stage_folder(stage).resolve() for stage in first.stages}
     outputs.take_over(places)
     outputs.take_over(places)  # again, where they are already
     world = World()
@@ -98,6 +99,11 @@ def test_the_command_says_what_is_used_again(
 ) -> None:
     words = [f"from={first.folder}", f"folder={tmp_path}/elsewhere", "name=new", "until=prompts"]
     assert cli.main(["run", *words]) == 0
+    assert "prompts: done before" in capsys.readouterr().err
+    # A copy, as `cp -rL` makes it: its stages are folders, by other names than among outputs.
+    copy = tmp_path / "copied" / "first"
+    shutil.copytree(first.folder, copy)
+    assert cli.main(["run", f"from={copy}", "name=new", "until=prompts"]) == 0
     assert "prompts: done before" in capsys.readouterr().err
     assert cli.main(["run", f"from={tmp_path}", "name=new"]) == 2
     assert "from=runs/first" in capsys.readouterr().err

@@ -308,6 +308,15 @@ def test_a_sweep_cannot_have_a_run_s_name(tmp_path: Path) -> None:
     folder = measured(tmp_path, "x", {"kind": 0.1}, 0.0)
     with pytest.raises(UsageError, match="name=OTHER"):
         check_kept(tmp_path / "x.sweep.json", [folder.with_name("x-whole")])
+    check_kept(tmp_path / "x.sweep.json", [folder])  # a sweep of one job, which goes on
+
+
+def test_a_search_takes_the_place_of_one_over_the_same_settings_alone(tmp_path: Path) -> None:
+    file, jobs = tmp_path / "x.sweep.json", [Job((word,), (word,)) for word in ("a.b=1", "a.b=2")]
+    write(file, SweepSettings(), jobs, [tmp_path / "x-a.b=1", tmp_path / "x-a.b=2"])
+    check_kept(file, [tmp_path / "x-a.b=3"], {"a.b"})  # its jobs are chosen one after the other
+    with pytest.raises(UsageError, match="name=OTHER"):
+        check_kept(file, [tmp_path / "x-a.c=3"], {"a.c"})
 
 
 def test_who_names_a_sweep_or_mistypes_a_run_is_told(tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def test_a_flip_by_hand(tmp_path: Path) -> None:
     assert [name for name, _ in example.tipped] == ["calm", "kind"]
     assert [push for _, push in example.tipped] == pytest.approx([-0.4 / 3, -0.2 / 3])
     assert answer.tips == {"calm": 1}
+    with pytest.raises(UsageError, match=r"constitution\.only=\[calm,kind\]"):  # what a run would have is not known
+        run.what_if(["constitution.only=null"])
 
 
 def test_every_selection_is_compared_with_the_run(judged_by_all: LabelledRun) -> None:
@@ -224,6 +226,29 @@ def test_what_cannot_be_answered_is_refused(
 ) -> None:
     with pytest.raises(kind, match=told):
         judged_by_all.what_if([word])
+
+
+def test_a_choice_of_the_runs_own_is_not_taken_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = ["label.principles=all", "constitution.without=[calm]", "constitution.weights.kind=3"]
+    run = labelled(tmp_path, *own)
+    for word, told in (
+        ("constitution.without=[honest]", r"without=\[calm,honest\]"),
+        ("constitution.without=[]", r"without=\[calm\]"),
+        ("constitution.weights={brief: 2}", r"\{kind: 3, brief: 2\}"),
+    ):
+        with pytest.raises(UsageError, match=told):
+            run.what_if([word])
+    # As it says: a run that leaves out both, and one in which both weights stand.
+    assert "honest" not in run.what_if(["constitution.without=[calm,honest]"])._replace(notes=()).tips
+    both = run.what_if(["constitution.weights={brief: 2, kind: 3}"])
+    assert both == run.what_if(["constitution.weights.brief=2"])
+    assert run.what_if(["constitution.weights={brief: 2}", "constitution.without=[calm,kind]"]).principles
+    # Judgements of comparisons that the run has no more.
+    assert cli.main(["what-if", str(run.folder), "mix.margin=0"]) == 0
+    assert "warning" not in capsys.readouterr().err
+    go(configured(tmp_path, "prompts.train=20", *own, "sample_pairs.temperature=0.5", "until=sample_pairs"), World())
+    assert cli.main(["what-if", str(run.folder), "mix.margin=0"]) == 0
+    assert "05_label" in capsys.readouterr().err
 
 
 def test_a_principle_that_the_labeler_is_not_trusted_with_stays_out(judged_by_all: LabelledRun) -> None:
