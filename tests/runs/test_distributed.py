@@ -18,9 +18,12 @@ import yaml
 from constitutional.base.errors import BudgetError, ConfigurationError, InputError, RunError
 from constitutional.base.files import digest_of
 from constitutional.base.progress import Progress
+from constitutional.base.shipped import shipped
+from constitutional.base.templates import load_prompts
 from constitutional.engines.spending import Calls
 from constitutional.runs import distributed
 from constitutional.runs.compose import compose
+from constitutional.runs.context import RunContext, selected
 from constitutional.runs.distributed import (
     CONFIGS,
     PROCESSES,
@@ -34,6 +37,7 @@ from constitutional.runs.distributed import (
     check,
     leave_end,
 )
+from constitutional.runs.distributed_child import refuse_edited
 from constitutional.runs.folder import RunStore
 from constitutional.runs.former import changes
 from constitutional.runs.outputs import LOCK, take_lock
@@ -239,6 +243,26 @@ def test_a_mistake_that_a_process_finds_is_told_as_if_there_were_one(alone: Path
         start(config_of(folder, model, "sft", "name=short", "sft.max_length=16", *TWO))
     store = RunStore.load(folder / "runs" / "short")
     assert store.manifest.failures["sft"].message.startswith("Nothing to train on")
+
+
+@pytest.mark.parametrize("edited", ["ours.yaml", "label.j2"])
+def test_what_was_edited_since_the_command_began_is_not_trained_on(tmp_path: Path, edited: str) -> None:
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    template = templates / "label.j2"
+    template.write_text((shipped("prompts") / "label.j2").read_text())
+    config = configured(tmp_path, f"templates={templates}")
+    constitution(tmp_path)
+    progress = Progress(StringIO())
+    began = RunContext(config, selected(config), load_prompts(config.templates), progress)
+    needs = {need: began.digest(need) for need in ("constitution", "label.j2")} | {"preferences": "made by a stage"}
+    refuse_edited(RunContext.joining(config, progress), needs)
+    if edited == "label.j2":
+        template.write_text(f"Look well.\n{template.read_text()}")
+    else:
+        constitution(tmp_path, brief="Be very brief.")
+    with pytest.raises(RunError, match=rf"{edited}: was edited since the command began"):
+        refuse_edited(RunContext.joining(config, progress), needs)
 
 
 @pytest.mark.slow
