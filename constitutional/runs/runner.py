@@ -84,7 +84,7 @@ from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.settings import ROLES, RunConfig
 from constitutional.runs.slurm import JobEnd, check_launch, in_job
-from constitutional.stages import critique_revise, evaluate, mix, online, sft
+from constitutional.stages import adopted, critique_revise, evaluate, mix, online, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
@@ -637,9 +637,13 @@ def fingerprint_of(stage: Stage, seed: int, needs: Mapping[str, str], files: Map
 def files_of(settings: BaseModel) -> dict[str, str]:
     """SHA-256 of every file and folder that a stage's settings name, by path.
 
+    Of a policy that was trained elsewhere it is the one that it was adopted with: its folder may be gone by now.
+
     Raises:
         InputError: one of them cannot be read.
     """
+    if isinstance(settings, adopted.Settings) and settings.digest:
+        return {str(settings.folder): settings.digest}
     digests = {}
     for path in sorted(set(_paths(settings.model_dump()))):
         try:
