@@ -446,10 +446,23 @@ def test_sharding_whose_models_would_be_lost_is_refused_before_anything_is_train
         check(config)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(ConfigurationError, match=r"more than the 2 GPUs of this machine.*launch\.processes=2$"):
-        check(compose(["launch=accelerate", "launch.processes=4"]))
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "typed"),
+    [
+        (2, ("launch.processes=4",), "launch.processes=2"),
+        (1, ("launch.processes=2",), "launch=here"),
+        (1, ("launch.processes=1",), "launch=here"),
+        (1, ("launch.processes=2", "launch.machines=2", "launch.main_address=10.0.0.1"), "launch.processes=1"),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_with_what_there_can_be(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, overrides: tuple[str, ...], typed: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(ConfigurationError, match=rf"type {typed}$"):
+        check(compose(["launch=accelerate", *overrides]))
+    if typed.startswith("launch.processes"):
+        check(compose(["launch=accelerate", *overrides, typed]))
 
 
 @pytest.mark.parametrize(
