@@ -52,8 +52,10 @@ PROCESSES: Final = f"{CHECKPOINTS}/processes"
 REQUEST: Final = "request.json"
 POLL_S: Final = 0.5
 """How often another machine looks whether there is something to train."""
-WAIT_S: Final = 60.0
-"""So long another machine waits for a run to begin that is finished or failed: it may be about to be made anew."""
+WAIT_S: Final = 900.0
+"""So long another machine waits for a run to begin that is finished or failed: it may be about to be made anew. Before
+machine 0 has the run's lock it reads all files and fetches and looks at the models, which takes minutes where they are
+large."""
 STOP_S: Final = 60.0
 """How long processes may take to stop."""
 _EXIT_CODE: Final = re.compile(r"exitcode\s*: (-\d+)")
@@ -105,11 +107,13 @@ def check(config: RunConfig) -> None:
     kind = str(content["distributed_type"])
     total = _processes(launch) * launch.machines
     if total == 1:
-        raise ConfigurationError("launch.processes=1 starts no second process; type launch=here, or launch.processes=2")
+        more = "" if _gpus() == 1 else ", or launch.processes=2"
+        raise ConfigurationError(f"launch.processes=1 starts no second process; type launch=here{more}")
     if 0 < _gpus() < _processes(launch):
+        most = f"launch.processes={_gpus()}" if _gpus() * launch.machines > 1 else "launch=here"
         raise ConfigurationError(
-            f"launch.processes={launch.processes} are more than the {_gpus()} GPUs of this machine, of which no two "
-            f"processes can have one; type launch.processes={_gpus()}"
+            f"launch.processes={launch.processes} are more than this machine's {counted(_gpus(), 'GPU')}, of which no "
+            f"two processes can have one; type {most}"
         )
     if kind in SHARDING and not _gpus():
         raise ConfigurationError(

@@ -9,19 +9,19 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import IO, Final, TypeVar
 
 from pydantic import BaseModel
 
-from constitutional.base.errors import ConstitutionalError
+from constitutional.base.errors import ConstitutionalError, RunError
 from constitutional.base.progress import Progress
 from constitutional.base.records import Record
 from constitutional.base.shards import Row
 from constitutional.runs.compose import load
-from constitutional.runs.context import RunContext, RunStageContext
+from constitutional.runs.context import CONSTITUTION, RunContext, RunStageContext
 from constitutional.runs.distributed import ProcessEnd, TrainingRequest, leave_end
 from constitutional.runs.folder import RunStore
 from constitutional.runs.outputs import Begun
@@ -83,6 +83,7 @@ def _train(request: TrainingRequest, rank: int, terminal: IO[str]) -> ProcessEnd
     with Path(os.devnull).open("w") as nowhere:
         progress = Progress(terminal if rank == 0 else nowhere)
         with RunContext.joining(config, progress) as run_context:
+            refuse_edited(run_context, request.needs)
             kind = RunStageContext if rank == 0 else OtherContext
             context = kind(run_context, RunStore.load(request.run_folder), begun)
             stage.run(stage.settings, context)
@@ -95,6 +96,25 @@ def _train(request: TrainingRequest, rank: int, terminal: IO[str]) -> ProcessEnd
         warnings=tuple(context.warnings),
         written=context.written,
     )
+
+
+def refuse_edited(run_context: RunContext, needs: Mapping[str, str]) -> None:
+    """Refuse a constitution or template that is no longer what the command read when it began, maybe hours ago.
+
+    This process reads the files again; what it made of an edit would be kept as made of the text before.
+
+    Raises:
+        RunError: says which file, and what to type.
+    """
+    config = run_context.config
+    for need, digest in needs.items():
+        if not (need in CONSTITUTION or need.endswith(".j2")) or run_context.digest(need) == digest:
+            continue
+        file = config.constitution.file if need in CONSTITUTION else (config.templates or Path()) / need
+        raise RunError(
+            f"{file}: was edited since the command began, and the processes would train on what it says now; type the "
+            "command again, which makes anew what the edit changes, or put back what was there before"
+        )
 
 
 def _public(kind: type[BaseException]) -> str:

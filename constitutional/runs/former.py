@@ -33,8 +33,11 @@ def changes(config: RunConfig) -> list[SettingChange]:
         store, before = RunStore.load(config.run_folder), load(config.run_folder)
     except ConstitutionalError:  # there is none, or nobody can say
         return []
-    if not store.stages:
-        return []
+    return deciding(before, config) if store.stages else []
+
+
+def deciding(before: RunConfig, config: RunConfig) -> list[SettingChange]:
+    """The settings, both with absolute paths, that differ and change a result, with their values as JSON."""
     decide = {row.key for row in setting_changes(_decisive(before), _decisive(config))}
     every = setting_changes(before.model_dump(mode="json"), config.model_dump(mode="json"))
     return [row for row in every if any(_meet(row.key, key) for key in decide)]

@@ -23,7 +23,7 @@ from constitutional.base.progress import Progress, Task
 from constitutional.runs.compose import dump, hydra_config, hydra_ready
 from constitutional.runs.folder import RunStore
 from constitutional.runs.pipeline import outline, up_to
-from constitutional.runs.settings import RunConfig
+from constitutional.runs.settings import JournalSettings, RunConfig
 from constitutional.runs.sweeps import quoted
 
 if TYPE_CHECKING:
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 POLL_S: Final = 0.5
 """How often to look how far the jobs are, and whether they should stop."""
 STOP: Final = "stop"
+HERE: Final = ("hydra/launcher=joblib", "hydra/launcher=submitit_local")
+"""Launchers whose jobs are all on this machine."""
 Ended = Callable[[int, int | None, Path], None]
 """Told of a job that has ended: its number, its exit code (None where the launcher lost it) and its log."""
 
@@ -65,6 +67,9 @@ def launch(
         RunError: the launcher failed. Jobs that ended before have been told of.
         KeyboardInterrupt: the user stopped the sweep, and the jobs have stopped.
     """
+    if not set(overrides) & set(HERE):
+        configs = [own_journal(config) for config in configs]
+        progress.say(f"each job keeps its answers in a journal of its own, such as {configs[0].journal_file}")
     _clear(folder, configs)
     places = [f"hydra.sweep.dir={quoted(str(folder))}", "hydra.sweep.subdir=.", f"hydra.job.name={quoted(folder.name)}"]
     watcher = _Watcher(folder, configs, ended, progress)
@@ -77,6 +82,13 @@ def launch(
             raise RunError(f"{overrides[0]}: the launcher failed: {' '.join(str(error).split())}") from error
     if stopped():
         raise KeyboardInterrupt
+
+
+def own_journal(config: RunConfig) -> RunConfig:
+    """A job with a journal for it alone, beside the one that it would share: a journal is for one machine at a time."""
+    shared = config.journal_file
+    path = shared.with_name(f"{shared.stem}-{config.name}{shared.suffix}")
+    return config.model_copy(update={"journal": JournalSettings(path=path)})
 
 
 def _launcher(config: Any, task: Any) -> "Launcher":  # noqa: ANN401 - OmegaConf's DictConfig, a partial function

@@ -73,6 +73,7 @@ from constitutional.runs.context import (
     RunStageContext,
     as_models_read,
     as_used,
+    constitution_digests,
     is_given,
     prices_of,
     selected,
@@ -80,13 +81,14 @@ from constitutional.runs.context import (
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.launch_settings import AccelerateSettings, SlurmSettings
 from constitutional.runs.manifest import StageEntry
-from constitutional.runs.outputs import Begun, Outputs, damage, drop_checkpoints
+from constitutional.runs.outputs import LOCK, Begun, Outputs, damage, drop_checkpoints, is_locked
 from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
 from constitutional.runs.settings import ROLES, RunConfig
-from constitutional.runs.slurm import JobEnd, check_launch, in_job
+from constitutional.runs.slurm import FOLDER as JOBS
+from constitutional.runs.slurm import JobEnd, check_launch, in_job, settle
 from constitutional.runs.sweeps import typed
-from constitutional.stages import critique_revise, evaluate, mix, online, sft
+from constitutional.stages import adopted, critique_revise, evaluate, mix, online, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
@@ -131,6 +133,7 @@ def run(
     every = stages_of(config) if stages is None else stages
     stages = up_to(config.until, every)
     with _terminable(), RunContext(config, files.constitution, templates, progress, opener) as run_context:
+        _settle_jobs(run_context)  # before anything opens the journal
         check_budgets(run_context)
         if differing := former.changes(config):
             progress.say(former.said(config, differing))
@@ -165,6 +168,25 @@ def run(
             asked = f"{calls.asked} model calls asked, {calls.reused} reused from the journal{calls.tokens_in_words()}"
             progress.say(f"run {config.name} is {done}: {asked}")
     return RunStore.load(config.run_folder)
+
+
+def _settle_jobs(run_context: RunContext) -> None:
+    """Be done with the job of a command that was killed: wait for it where it makes what this command would."""
+    config, folder = run_context.config, run_context.config.run_folder
+    if is_locked(folder / LOCK) or not any((folder / JOBS).glob("*.job")):
+        return
+    try:
+        before, kept = load(folder), RunStore.load(folder).given_digests()
+    except ConstitutionalError:  # of another version
+        return
+    if isinstance(before.launch, SlurmSettings) and before.launch.mode == "local":
+        for file in (folder / JOBS).glob("*.job"):  # the number of a process of this machine, and not of Slurm
+            file.unlink()
+        return
+    now = constitution_digests(as_used(run_context.constitution, folder / USED))
+    now |= {f"{name}.j2": run_context.templates.digest(name) for name in VARIABLES}
+    same = not former.deciding(before, config) and all(kept.get(name) == digest for name, digest in now.items())
+    settle(folder, run_context.progress, same=same)
 
 
 def doubtful_in(store: RunStore) -> list[str]:
@@ -639,9 +661,13 @@ def fingerprint_of(stage: Stage, seed: int, needs: Mapping[str, str], files: Map
 def files_of(settings: BaseModel) -> dict[str, str]:
     """SHA-256 of every file and folder that a stage's settings name, by path.
 
+    Of a policy that was trained elsewhere it is the one that it was adopted with: its folder may be gone by now.
+
     Raises:
         InputError: one of them cannot be read.
     """
+    if isinstance(settings, adopted.Settings) and settings.digest:
+        return {str(settings.folder): settings.digest}
     digests = {}
     for path in sorted(set(_paths(settings.model_dump()))):
         try:

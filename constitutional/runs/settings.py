@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, field_validator, model_validator
 
 from constitutional.base.frozen import Frozen
 from constitutional.base.records import LABELER
@@ -81,6 +81,13 @@ class JournalSettings(Frozen):
 
     path: Path | None = None
     """An SQLite file, which many runs may share; null is `journal.sqlite` beside the run folders."""
+
+    @field_validator("path", mode="before")
+    @classmethod
+    def _a_file(cls, path: object) -> object:
+        if "://" in str(path):
+            raise ValueError("the journal is an SQLite file, such as runs/journal.sqlite, and no address")
+        return path
 
 
 class SweepSettings(Frozen):

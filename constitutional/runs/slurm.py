@@ -40,6 +40,9 @@ LATE: Final = ".late"
 """Of a file that a job leaves whose time is up."""
 FINAL: Final = ("CANCELLED", "OUT_OF_MEMORY")
 """States of Slurm, as their first word, after which the same job would end in the same way, or nobody wants it."""
+FAILED: Final = "FAILED"
+"""A job that ended with an error before it could hand one back, or was killed by another than Slurm. Only the latter
+goes on when it is submitted again, so that is tried once."""
 
 
 class JobEnd(NamedTuple):
@@ -99,9 +102,9 @@ def in_job(settings: SlurmSettings, work: Work, run: Path, output: str, progress
     with writing(folder):
         folder.mkdir(exist_ok=True)
     waiting = folder / f"{output}.job"  # holds the number of the job; if the command is killed, the next one finds it
-    executor = _executor(settings, folder, f"{run.name}-{stage}")
+    executor, failed = _executor(settings, folder, f"{run.name}-{stage}"), 0
     for ended in range(settings.restarts + 1):
-        job = _unfinished(settings, folder, waiting) or _submitted(executor, work, run, output)
+        job = _submitted(executor, work, run, output)
         atomic_write(waiting, job.job_id.encode())
         log, number = job.paths.stdout, job.job_id
         progress.say(f"  {stage}: {settings.mode} job {number}; {log} has what it says")
@@ -111,21 +114,65 @@ def in_job(settings: SlurmSettings, work: Work, run: Path, output: str, progress
             _cancel(job)
             raise
         finally:
-            for done_with in (waiting, job.paths.submitted_pickle, job.paths.result_pickle):
-                done_with.unlink(missing_ok=True)
+            _clean_up(job, waiting)
         if end is not None:
             if end.error is not None:
                 end.error.add_note(f"{log} has what the job {number} said")
             return end
         state = _state(job, folder / f"{output}{LATE}")
-        if state.startswith(FINAL) or ended == settings.restarts:
+        failed += state.startswith(FAILED)
+        if state.startswith(FINAL) or failed > 1 or ended == settings.restarts:
             break
         progress.say(f"  {stage}: job {number} was ended from outside ({state}); it is submitted again, and goes on")
     times = f"{ended + 1} times, the last time" if ended else "once,"
     raise RunError(
         f"{stage}: its job was ended from outside {times} as job {number} ({state}); {log} has what it said; "
-        f"{_advice(state)}; the same command goes on"
+        f"{_advice(state, log)}; the same command goes on"
     )
+
+
+def settle(run: Path, progress: Progress, *, same: bool) -> None:
+    """Be done with the jobs of a command that was killed while it waited for them, which may have the run's journal.
+
+    Args:
+        run: the run's folder, which no other command has.
+        progress: shows the last line of a job's log.
+        same: whether this command would have the job make the same; then it waits for that, and else cancels it.
+
+    Raises:
+        ConstitutionalError: the error that the job ended with.
+        KeyboardInterrupt: the user stopped the command; the job is cancelled.
+    """
+    for waiting in sorted((run / FOLDER).glob("*.job")):
+        number, stage = waiting.read_text(encoding="ascii"), waiting.name.rpartition("-")[0]
+        try:
+            from submitit import SlurmJob
+        except ImportError:
+            missing = ["submitit"]
+        else:
+            missing = [command for command in COMMANDS if shutil.which(command) is None]
+        if missing:
+            progress.say(
+                f"warning: job {number} of {stage} may still be at work for a command that was killed, and without "
+                f"{', '.join(missing)} nobody here can tell; where it is, type scancel {number} on the cluster"
+            )
+            continue
+        job: SlurmJob[JobEnd] = SlurmJob(waiting.parent, number)
+        log, of = job.paths.stdout, "of a command that was killed"
+        progress.say(f"  {stage}: {'waiting for' if same else 'cancelling'} job {number} {of}; {log} has what it says")
+        try:
+            end = _end(job, stage, progress) if same else None
+        finally:
+            _cancel(job)
+            _clean_up(job, waiting)
+        if end is not None and end.error is not None:
+            end.error.add_note(f"{log} has what the job {number} said")
+            raise end.error
+
+
+def _clean_up(job: "Job[JobEnd]", waiting: Path) -> None:
+    for done_with in (waiting, job.paths.submitted_pickle, job.paths.result_pickle):
+        done_with.unlink(missing_ok=True)
 
 
 def _executor(settings: SlurmSettings, folder: Path, name: str) -> "Executor":
@@ -147,6 +194,8 @@ def _executor(settings: SlurmSettings, folder: Path, name: str) -> "Executor":
         slurm_setup=list(settings.setup) or None,
         # Who submits a job again is the command; if Slurm did so too, two jobs would make the same.
         slurm_additional_parameters={"no-requeue": True},
+        # Slurm 22.05 to 23.02: srun does not take it from sbatch, and the job's task would have one core.
+        slurm_srun_args=[f"--cpus-per-task={settings.cpus_per_task}"],
     )
     return executor
 
@@ -176,16 +225,6 @@ def _stoppable(work: Work, run: Path, output: str) -> JobEnd:
     for number in (signal.SIGTERM, signal.SIGUSR2):
         signal.signal(number, stop)
     return work(run, output)
-
-
-def _unfinished(settings: SlurmSettings, folder: Path, waiting: Path) -> "Job[JobEnd] | None":
-    """The job of a command that was killed while it waited, if Slurm still has it."""
-    from submitit import SlurmJob
-
-    if settings.mode == "local" or not waiting.exists():
-        return None
-    job: SlurmJob[JobEnd] = SlurmJob(folder, waiting.read_text(encoding="ascii"))
-    return None if job.done(force_check=True) else job
 
 
 def _end(job: "Job[JobEnd]", stage: str, progress: Progress) -> JobEnd | None:
@@ -233,7 +272,9 @@ def _state(job: "Job[JobEnd]", late: Path) -> str:
     return "killed" if isinstance(job, LocalJob) else str(job.get_info(mode="force").get("State") or "UNKNOWN")
 
 
-def _advice(state: str) -> str:
+def _advice(state: str, log: Path) -> str:
+    if state.startswith(FAILED):
+        return f"at last it said: {_last_line(log)}"
     if state.startswith("OUT_OF_MEMORY"):
         return "type a larger launch.mem_gb"
     if state.startswith("TIMEOUT"):

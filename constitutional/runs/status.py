@@ -88,7 +88,8 @@ def outdated(store: RunStore) -> str:
         entry = store.stages[line.stage]
         needs = entry.needs
         others = [need for need, digest in needs.items() if digest != now.get(need, digest if is_given(need) else "")]
-        others += [file for file, digest in entry.files.items() if digest != _on_disk(file)]
+        if line.stage != "adopted":  # which has its folder's copy
+            others += [file for file, digest in entry.files.items() if digest != _on_disk(file)]
         if others:
             changed.append(f"{line.folder} ({', '.join(others)})")
         elif any(maker.get(need) in stale for need in needs):

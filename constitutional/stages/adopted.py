@@ -2,16 +2,16 @@
 
 `constitutional export RUN --to verl -o FOLDER` (or openrlhf, nemo-rl) hands a training over, and `constitutional adopt
 RUN FOLDER` brings the policy back. It is checked and copied, so that nothing that becomes of the folder later changes
-the run, and the stage's fingerprint rests on the digest of the folder.
+the run. The stage's fingerprint rests on the digest of the folder as it was adopted.
 """
 
 import json
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
-from constitutional.base.errors import ConfigurationError, InputError, ModelError
+from constitutional.base.errors import ConfigurationError, InputError, ModelError, RunError
 from constitutional.base.files import digest_of
-from constitutional.base.frozen import Frozen
+from constitutional.base.frozen import TECHNICAL, Frozen
 from constitutional.engines.chat import load_tokenizer
 from constitutional.engines.model_files import INDEX, WEIGHTS, model_folder
 from constitutional.stages.context import StageContext
@@ -33,6 +33,9 @@ class Settings(Frozen):
     kind: Literal["adopted"] = "adopted"
     folder: Path
     """The folder of the policy: a causal language model as transformers saves it, with the SFT model's tokenizer."""
+    digest: Annotated[str, TECHNICAL] = ""
+    """SHA-256 of the folder when it was adopted, which `adopt` writes down. It stands for the folder in the stage's
+    fingerprint, so once the policy is copied nobody reads the folder again."""
 
 
 def check(folder: Path, sft_model: Path) -> None:
@@ -94,6 +97,9 @@ def run(settings: Settings, context: StageContext) -> None:
 
     sft_model = context.model("sft_model")
     check(settings.folder, sft_model)
+    digest = digest_of(settings.folder)
+    if settings.digest not in ("", digest):
+        raise RunError(f"{settings.folder}: has changed since it was adopted; type `constitutional adopt …` again")
     quiet_libraries()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -107,7 +113,6 @@ def run(settings: Settings, context: StageContext) -> None:
             f"{settings.folder}: lacks {len(missing)} of the model's weights, such as {names}; save the "
             "whole model where it was trained, and adopt that"
         )
-    digest = digest_of(settings.folder)
     same = digest_of(sft_model) == digest
     if same:
         context.warn("the policy that was adopted is the SFT model, file by file")

@@ -10,6 +10,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
@@ -31,7 +32,7 @@ from constitutional.training.tracking import NOT_TRACKED, Tracking
 if TYPE_CHECKING:
     import torch
     from peft import LoraConfig
-    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerState
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
 
 A = TypeVar("A")
 
@@ -311,13 +312,7 @@ def fit(
     trainer.add_callback(_log_callback(log, label, task, tracking, alike, mark, whole=not in_shards))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
-    if checkpoint and not mark and (state := _state_at_the_end(checkpoint)):
-        # Of a part of an epoch transformers would make another step before it looks how many there are to be. Of
-        # shards it does so: by the usual schedules at a rate of 0.
-        trainer.state = state
-        trainer._load_from_checkpoint(str(checkpoint))  # noqa: SLF001 - without a step there is no other way
-        _kept_lines(log, state.global_step)
-    else:
+    with suppress(_AllStepsMadeError):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not in_shards:  # of shards nobody has a whole weight; what they come to is checked as it is saved
         check_finite(_trained(trainer.model), label, trainer.state.global_step)
@@ -326,12 +321,11 @@ def fit(
     return Fitted(trainer.state.global_step, len(rows))
 
 
-def _state_at_the_end(checkpoint: Path) -> "TrainerState | None":
-    """A training's state where all its steps were made when this was saved; None where some are left."""
-    from transformers import TrainerState
+class _AllStepsMadeError(Exception):
+    """The checkpoint that a training goes on from is of its last step.
 
-    state: TrainerState = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
-    return state if state.global_step >= state.max_steps else None
+    After a part of an epoch transformers would make another step before it looks how many there are to be.
+    """
 
 
 def _trained(model: Any) -> "list[torch.Tensor]":  # noqa: ANN401
@@ -417,11 +411,16 @@ def _log_callback(  # noqa: PLR0913 - what is written, and who is told
             control: TrainerControl,  # noqa: ARG002
             **_: object,
         ) -> None:
-            """Remove the lines after the checkpoint from which training goes on: their steps are made again."""
+            """Remove the lines after the checkpoint from which training goes on: their steps are made again.
+
+            By now the weights are those of the checkpoint, and in shards if they are to be.
+            """
             task.total = state.max_steps
             task.update(state.global_step)
             alike.begin(map(json.loads, _kept_lines(log, state.global_step)))
             tracking.begin(state.global_step)
+            if state.global_step >= state.max_steps:
+                raise _AllStepsMadeError
 
         def on_step_end(
             self,

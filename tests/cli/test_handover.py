@@ -12,25 +12,31 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from constitutional.base.errors import RunError
 from constitutional.base.files import CARD, digest_of
 from constitutional.base.progress import Progress
 from constitutional.base.records import Message, Preference, Prompt
 from constitutional.cli.main import main
 from constitutional.constitution.file import load_constitution
+from constitutional.engines.settings import Budget
 from constitutional.runs import runner
+from constitutional.runs.compose import load
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.handover import _goes_on
+from constitutional.runs.launch_settings import AccelerateSettings, HereSettings
 from constitutional.runs.pipeline import Stage, stages_of
 from constitutional.runs.settings import RunConfig
+from constitutional.runs.status import outdated
 from constitutional.sandbox import MODEL_FOLDER
+from constitutional.stages import adopted
 from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import AdoptedSummary, RewardSummary
 from constitutional.training.reward_model import NORMALISATION, score
@@ -464,6 +470,39 @@ def test_an_adopted_policy_is_evaluated_and_reported_as_trained_elsewhere(
     assert again.manifest.stages["adopted"].output != made.manifest.stages["adopted"].output
     shutil.rmtree(folder)  # the run has a copy
     assert len(files_of(again.artifact("policy"))) == len(files_of(made.stage_folder("adopted") / "policy"))
+    assert outdated(again) == ""
+    count = len(world.asked)
+    assert main(["run", f"from={made.folder}", f"name={made.folder.name}"]) == 0
+    assert (RunStore.load(made.folder).stages, len(world.asked)) == (again.stages, count)
+
+
+def test_a_policy_that_changes_before_it_is_copied_is_refused(tmp_path: Path, first: RunStore) -> None:
+    folder = moved(first, tmp_path / "ppo")
+    context = SimpleNamespace(model=first.artifact)
+    with pytest.raises(RunError, match="ppo: has changed since it was adopted"):
+        adopted.run(adopted.Settings(folder=folder, digest="0" * 64), cast("StageContext", context))
+
+
+def test_a_policy_is_adopted_where_and_within_what_is_typed(
+    tmp_path: Path, world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As by the run, but for training in processes, of which there is none left; and by what is typed."""
+    store = until_reward(tmp_path)
+    file = store.folder / "config.json"
+    kept = json.loads(file.read_text())
+    launch = AccelerateSettings(processes=64).model_dump(mode="json")
+    kept["config"] |= {"launch": launch, "budget": Budget(max_calls=1).model_dump(mode="json")}
+    file.write_text(json.dumps(kept))
+    folder = moved(store, tmp_path / "ppo")
+    line = refused(capsys, "adopt", str(store.folder), str(folder), "sft.epochs=9")
+    assert "sft.epochs=9" in line
+    assert world.asked == []
+    assert main(["adopt", str(store.folder), str(folder), "budget.max_calls=100000", "evaluate.judged=1"]) == 0
+    config = load(store.folder.with_name("first-adopted"))
+    assert config.launch == HereSettings()
+    assert (config.budget.max_calls, config.evaluate.judged) == (100000, 1)
+    made = RunStore.load(config.run_folder)
+    assert made.stages["sft"] == store.stages["sft"]
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -504,9 +543,6 @@ def test_a_folder_that_cannot_be_the_policy_is_refused_before_anything_is_made(
     for file in [*bare.glob("tokenizer*"), *bare.glob("chat_template*")]:
         file.unlink()
     assert "its tokenizer cannot be loaded; copy the tokenizer's files" in line_of(bare)
-    assert "adopt takes the name of the new run alone" in refused(
-        capsys, "adopt", str(first.folder), str(step), "algorithm=ppo"
-    )
     assert "name=first is the run itself" in refused(capsys, "adopt", str(first.folder), str(step), "name=first")
     assert not first.folder.with_name("first-adopted").exists()
     assert world.asked == []

@@ -12,7 +12,8 @@ from constitutional.base.errors import ConstitutionalError, UsageError
 from constitutional.base.records import Prompt
 from constitutional.cli import main as cli
 from constitutional.cli.sweep_command import run_sweep
-from constitutional.runs.compose import compose, dump, freeze
+from constitutional.runs import launch as launching
+from constitutional.runs.compose import compose, dump, freeze, load
 from constitutional.runs.folder import RunStore
 from constitutional.runs.launch import check_launcher
 from constitutional.runs.manifest import ENTRY
@@ -125,6 +126,33 @@ def test_a_sweep_that_is_interrupted_stops_its_jobs(tmp_path: Path, launcher: li
     for pid in {int(line) for line in asked.read_text().splitlines()}:
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
+
+
+@pytest.mark.skipif(not (installed("joblib") and installed("submitit")), reason="not installed")
+@pytest.mark.parametrize(
+    ("launcher", "typed", "names"),
+    [
+        ("submitit_slurm", (), ["journal-x-seed=0.sqlite", "journal-x-seed=1.sqlite"]),
+        ("submitit_slurm", ("journal.path=answers.db",), ["answers-x-seed=0.db", "answers-x-seed=1.db"]),
+        ("submitit_local", (), ["journal.sqlite"] * 2),
+        ("joblib", ("journal.path=answers.db",), ["answers.db"] * 2),
+    ],
+)
+def test_jobs_on_many_machines_have_a_journal_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, launcher: str, typed: tuple[str, ...], names: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asked: list[int] = []
+
+    class Launcher:
+        def launch(self, overrides: list[list[str]], initial_job_idx: int) -> None:
+            asked.append(len(overrides) + initial_job_idx)
+
+    monkeypatch.setattr(launching, "_launcher", lambda *_: Launcher())
+    run_sweep([f"hydra/launcher={launcher}", "name=x", "seed=0,1", *typed], lambda _: None)
+    assert asked == [2]
+    files = sorted((tmp_path / "runs/.sweeps/x").glob("x-seed=*.json"))
+    assert [load(file).journal_file.name for file in files] == names
 
 
 @launchers

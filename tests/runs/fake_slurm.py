@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from itertools import dropwhile
 from pathlib import Path
 
 COMMANDS = ("sbatch", "srun", "sacct", "scancel")
@@ -63,7 +64,8 @@ def srun(_: Path, words: list[str]) -> int:
     """The job's command, in its place."""
     output = words[words.index("--output") + 1].replace("%j", os.environ["SLURM_JOB_ID"]).replace("%t", "0")
     with Path(output).open("ab") as log:
-        return subprocess.call(words[words.index("--output") + 2 :], stdout=log, stderr=log)
+        command = list(dropwhile(lambda word: word.startswith("--"), words[words.index("--output") + 2 :]))
+        return subprocess.call(command, stdout=log, stderr=log)
 
 
 def sacct(jobs: Path, words: list[str]) -> int:

@@ -48,9 +48,15 @@ def is_always_killed(_run: Path, _output: str) -> JobEnd:
     raise AssertionError
 
 
+def cannot_begin(_run: Path, _output: str) -> JobEnd:
+    print("libcuda.so.1 is missing", flush=True)
+    os._exit(1)
+
+
 def waits(run: Path, _output: str) -> JobEnd:
     (run / "began.new").write_text(str(os.getpid()))
     (run / "began.new").rename(run / "began")
     while not (run / "go").exists():
         time.sleep(0.05)
+    (run / "ended").touch()
     return JobEnd(None, Calls(asked=3))

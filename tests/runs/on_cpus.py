@@ -5,16 +5,20 @@ Here it does for CPUs what it does for GPUs; nothing else is changed.
 """
 
 import os
+import signal
 from typing import Any
 
 from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 
 from constitutional.runs import distributed_child
+from constitutional.stages import sft
 from constitutional.training import trl
 
 BFLOAT16 = "TESTS_BFLOAT16"
 """A variable of the environment: compute in bfloat16, as stages do on GPUs."""
+KILLED = "TESTS_KILLED"
+"""A variable of the environment: the processes are killed once all steps are made, before the model is saved."""
 
 begin, arguments_of = AcceleratorState.__init__, trl.trl_arguments
 
@@ -44,8 +48,16 @@ def arguments_in_bfloat16(kind: Any, *args: Any, **named: Any) -> Any:  # noqa: 
     return arguments_of(lambda **own: kind(**own | {"bf16": True}), *args, **named)
 
 
+def fit_and_be_killed(*args: Any, **named: Any) -> trl.Fitted:  # noqa: ANN401
+    trl.fit(*args, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
+
+
 if __name__ == "__main__":
     AcceleratorState.__init__ = begin_in_shards
     if BFLOAT16 in os.environ:
         trl.trl_arguments = arguments_in_bfloat16
+    if KILLED in os.environ:
+        sft.fit = fit_and_be_killed
     distributed_child.main()

@@ -35,6 +35,7 @@ WRONG = {
     "critic.template={limit: inf}": ("critic.template.limit", "Infinity", "finite"),
     "prompts.train=0": ("prompts.train", "0", "1"),
     "journal.path=[3]": ("journal.path", "[3]", "path"),
+    "journal.path='postgresql://me@host/db'": ("journal.path", '"postgresql://me@host/db"', "SQLite file"),
     "critique_revise.rounds=9": ("critique_revise.rounds", "9", "8"),
     "sft.epochs=many": ("sft.epochs", '"many"', "number"),
     "sft.epochs=inf": ("sft.epochs", "Infinity", "finite"),

@@ -18,9 +18,12 @@ import yaml
 from constitutional.base.errors import BudgetError, ConfigurationError, InputError, RunError
 from constitutional.base.files import digest_of
 from constitutional.base.progress import Progress
+from constitutional.base.shipped import shipped
+from constitutional.base.templates import load_prompts
 from constitutional.engines.spending import Calls
 from constitutional.runs import distributed
 from constitutional.runs.compose import compose
+from constitutional.runs.context import RunContext, selected
 from constitutional.runs.distributed import (
     CONFIGS,
     PROCESSES,
@@ -34,6 +37,7 @@ from constitutional.runs.distributed import (
     check,
     leave_end,
 )
+from constitutional.runs.distributed_child import refuse_edited
 from constitutional.runs.folder import RunStore
 from constitutional.runs.former import changes
 from constitutional.runs.outputs import LOCK, take_lock
@@ -241,6 +245,26 @@ def test_a_mistake_that_a_process_finds_is_told_as_if_there_were_one(alone: Path
     assert store.manifest.failures["sft"].message.startswith("Nothing to train on")
 
 
+@pytest.mark.parametrize("edited", ["ours.yaml", "label.j2"])
+def test_what_was_edited_since_the_command_began_is_not_trained_on(tmp_path: Path, edited: str) -> None:
+    templates = tmp_path / "templates"
+    templates.mkdir()
+    template = templates / "label.j2"
+    template.write_text((shipped("prompts") / "label.j2").read_text())
+    config = configured(tmp_path, f"templates={templates}")
+    constitution(tmp_path)
+    progress = Progress(StringIO())
+    began = RunContext(config, selected(config), load_prompts(config.templates), progress)
+    needs = {need: began.digest(need) for need in ("constitution", "label.j2")} | {"preferences": "made by a stage"}
+    refuse_edited(RunContext.joining(config, progress), needs)
+    if edited == "label.j2":
+        template.write_text(f"Look well.\n{template.read_text()}")
+    else:
+        constitution(tmp_path, brief="Be very brief.")
+    with pytest.raises(RunError, match=rf"{edited}: was edited since the command began"):
+        refuse_edited(RunContext.joining(config, progress), needs)
+
+
 @pytest.mark.slow
 def test_another_machine_trains_along_until_the_run_is_done(alone: Path, model: Path, tmp_path: Path) -> None:
     """Two machines with a process each; both are this one."""
@@ -422,10 +446,23 @@ def test_sharding_whose_models_would_be_lost_is_refused_before_anything_is_train
         check(config)
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(ConfigurationError, match=r"more than the 2 GPUs of this machine.*launch\.processes=2$"):
-        check(compose(["launch=accelerate", "launch.processes=4"]))
+@pytest.mark.parametrize(
+    ("gpus", "overrides", "typed"),
+    [
+        (2, ("launch.processes=4",), "launch.processes=2"),
+        (1, ("launch.processes=2",), "launch=here"),
+        (1, ("launch.processes=1",), "launch=here"),
+        (1, ("launch.processes=2", "launch.machines=2", "launch.main_address=10.0.0.1"), "launch.processes=1"),
+    ],
+)
+def test_more_processes_than_gpus_are_refused_with_what_there_can_be(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, overrides: tuple[str, ...], typed: str
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with pytest.raises(ConfigurationError, match=rf"type {typed}$"):
+        check(compose(["launch=accelerate", *overrides]))
+    if typed.startswith("launch.processes"):
+        check(compose(["launch=accelerate", *overrides, typed]))
 
 
 @pytest.mark.parametrize(

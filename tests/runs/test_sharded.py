@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 import pytest
 
 from constitutional.base.errors import RunError
+from constitutional.base.files import digest_of
 from constitutional.runs import distributed
 from constitutional.runs.folder import RunStore
 from constitutional.runs.settings import RunConfig
-from tests.runs.on_cpus import BFLOAT16
+from tests.runs.on_cpus import BFLOAT16, KILLED
 from tests.runs.test_distributed import break_off, children, compare, config_of, once, start, without
 from tests.scripted_run import constitution
 from tests.tiny import tiny_model
@@ -68,6 +69,26 @@ def test_a_sharded_stage_that_is_killed_or_stopped_goes_on_to_the_same(
     alone: Path, model: Path, tmp_path: Path, kind: str, stage: str
 ) -> None:
     break_off(alone, model, tmp_path, stage, by(kind))
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", ZERO3])
+def test_a_part_of_an_epoch_that_is_done_is_not_trained_on_further_in_shards(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def config(name: str) -> RunConfig:
+        (tmp_path / name).mkdir(exist_ok=True)
+        constitution(tmp_path / name)
+        return config_of(tmp_path / name, model, "sft", "name=dpo", "sft.epochs=1.5", *by(kind))
+
+    whole, _ = start(config("whole"))
+    monkeypatch.setenv(KILLED, "1")
+    with pytest.raises(RunError, match="ended by SIGKILL"):
+        start(config("broken"))
+    monkeypatch.delenv(KILLED)
+    store, _ = start(config("broken"))
+    assert store.training_logs("sft") == whole.training_logs("sft")
+    assert store.stages["sft"].summary["steps"] == whole.stages["sft"].summary["steps"]
+    assert digest_of(store.artifact("sft_model")) == digest_of(whole.artifact("sft_model"))
 
 
 class Number(NamedTuple):

@@ -19,7 +19,7 @@ from constitutional.base.errors import ConfigurationError, InputError, RunError
 from constitutional.base.progress import Progress
 from constitutional.base.templates import load_prompts
 from constitutional.engines.spending import Calls
-from constitutional.runs import slurm
+from constitutional.runs import runner, slurm
 from constitutional.runs.compose import compose
 from constitutional.runs.context import RunContext, selected
 from constitutional.runs.launch_settings import HereSettings, SlurmSettings
@@ -27,10 +27,11 @@ from constitutional.runs.outputs import Outputs
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import Runner
 from constitutional.runs.settings import ROLES
-from constitutional.runs.slurm import FOLDER, JobEnd, Work, check_launch, in_job
+from constitutional.runs.slurm import FOLDER, JobEnd, Work, check_launch, in_job, settle
 from constitutional.stages.report.comparison import setting_changes
 from tests.runs import jobs
 from tests.runs.fake_slurm import install
+from tests.scripted_run import World, configured, constitution, go
 
 OUTPUT = "sft-0123456789abcdef"
 Mode = Literal["slurm", "local"]
@@ -57,6 +58,10 @@ class Told:
     def have(self, work: Work, mode: Mode, **changed: object) -> JobEnd:
         settings = SlurmSettings.model_validate({"mode": mode, "restarts": 1, **changed})
         return in_job(settings, work, self.folder, OUTPUT, Progress(self._stream))
+
+    def settle(self, *, same: bool, meanwhile: Callable[[], None] = lambda: None) -> None:
+        when(self.folder, meanwhile)
+        settle(self.folder, Progress(self._stream), same=same)
 
     @property
     def lines(self) -> list[str]:
@@ -135,10 +140,9 @@ def test_a_job_that_is_ended_from_outside_is_submitted_again(told: Told, mode: M
 
 
 def test_a_job_is_submitted_again_so_many_times_and_no_more(told: Told, mode: Mode) -> None:
-    with pytest.raises(
-        RunError, match=r"ended from outside 2 times, the last time as job \d+ .* launch.restarts"
-    ) as it:
+    with pytest.raises(RunError, match=r"ended from outside 2 times, the last time as job \d+ ") as it:
         told.have(jobs.is_always_killed, mode)
+    assert ("launch.restarts" in str(it.value)) == (mode == "local")  # of Slurm's it is known that the second failed
     assert "the same command goes on" in str(it.value)
     assert len(told.logs) == 2
 
@@ -179,7 +183,9 @@ class TestSlurm:
             setup=["export BEFORE=1"],
         )
         script = (tmp_path / "cluster/jobs/1/script").read_text().splitlines()
-        assert script.index("export BEFORE=1") < next(n for n, line in enumerate(script) if line.startswith("srun "))
+        (number,) = (number for number, line in enumerate(script) if line.startswith("srun "))
+        assert script.index("export BEFORE=1") < number
+        assert "--cpus-per-task=4" in script[number].split()  # which some versions of srun do not take from sbatch
         asked = dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", "\n".join(script), re.MULTILINE))
         assert (
             asked.items()
@@ -223,7 +229,18 @@ class TestSlurm:
         with pytest.raises(RunError, match=r"as job 1 \(OUT_OF_MEMORY\)"):
             told.have(jobs.waits, mode)
 
-    def test_the_next_command_waits_for_the_job_of_one_that_was_killed(self, told: Told, mode: Mode) -> None:
+    def test_a_job_that_fails_again_is_not_submitted_a_third_time(self, told: Told, mode: Mode) -> None:
+        with pytest.raises(RunError, match=r"2 times, .* as job 2 \(FAILED\); .* libcuda\.so\.1 is missing"):
+            told.have(jobs.cannot_begin, mode, restarts=10)
+        assert len(told.logs) == 2
+
+    @pytest.mark.parametrize("same", [True, False])
+    def test_the_next_command_is_done_with_the_job_of_one_that_was_killed(
+        self,
+        told: Told,
+        mode: Mode,  # noqa: ARG002 - finds the commands
+        same: bool,
+    ) -> None:
         waiting = told.folder / FOLDER / f"{OUTPUT}.job"
         program = (
             "import sys; from pathlib import Path; from constitutional.base.progress import Progress\n"
@@ -237,10 +254,63 @@ class TestSlurm:
         command.kill()
         command.wait()
         assert waiting.read_text() == "1"
-        when(told.folder / "began", (told.folder / "go").touch)
-        assert told.have(jobs.waits, mode).calls.asked == 3
+        process = int((told.folder / "began").read_text())
+        assert works(process)
+        if same:
+            told.settle(same=True, meanwhile=(told.folder / "go").touch)
+        else:
+            told.settle(same=False)
+            assert not works(process)
+        assert (told.folder / "ended").exists() == same
         assert [log.name for log in told.logs] == ["1_0_log.out"]
-        assert not waiting.exists()
+        assert {path.suffix for path in (told.folder / FOLDER).iterdir()} == {".out", ".sh"}
+
+    def test_the_error_of_a_job_whose_command_was_killed_is_told(
+        self,
+        told: Told,
+        mode: Mode,  # noqa: ARG002 - finds the commands
+    ) -> None:
+        executor = slurm._executor(SlurmSettings(), told.folder / FOLDER, "first-sft")
+        (told.folder / FOLDER).mkdir()
+        job = slurm._submitted(executor, jobs.finds_a_wrong_file, told.folder, OUTPUT)
+        (told.folder / FOLDER / f"{OUTPUT}.job").write_text(job.job_id)
+        with pytest.raises(InputError, match=r"^mine\.jsonl:3: is no prompt"):
+            told.settle(same=True)
+
+
+@pytest.mark.parametrize(
+    ("typed", "same"),
+    [
+        (("launch=here",), True),
+        (("until=sft", "launch.partition=other"), True),
+        (("sft.epochs=9",), False),
+        (("brief: Be very brief.",), False),
+    ],
+)
+def test_a_command_waits_for_a_job_that_makes_what_it_would_and_cancels_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: tuple[str, ...], same: bool
+) -> None:
+    for name, value in install(tmp_path / "cluster").items():
+        monkeypatch.setenv(name, value)
+    settled: list[bool] = []
+
+    def stops(_run: Path, _progress: Progress, *, same: bool) -> None:
+        settled.append(same)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "settle", stops)
+    constitution(tmp_path)
+    go(configured(tmp_path, "until=prompts", "launch=slurm"), World())
+    assert settled == []
+    (tmp_path / "runs/first/slurm").mkdir()
+    (tmp_path / "runs/first/slurm/sft-0123456789abcdef.job").write_text("7")
+    overrides = [word for word in typed if "=" in word]
+    if edited := dict(word.split(": ") for word in typed if "=" not in word):
+        constitution(tmp_path, **edited)
+    with pytest.raises(KeyboardInterrupt):
+        go(configured(tmp_path, *([] if "launch=here" in typed else ["launch=slurm"]), *overrides), World())
+    assert settled == [same]
+    assert not (tmp_path / "runs/journal.sqlite").exists()
 
 
 def test_a_launch_that_this_machine_cannot_do_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

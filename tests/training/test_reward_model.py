@@ -1,7 +1,10 @@
 """Reward models of architectures that transformers has no class for, and of others, which lack what ours have."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -113,6 +116,45 @@ def test_the_file_for_other_frameworks_makes_the_class_where_nothing_made_it_bef
         AutoModelForSequenceClassification.from_pretrained(tmp_path / "reward")
     expected = raw_scores(model, tokenizer, CONVERSATIONS[:1])
     assert [reward_function._raw(tmp_path / "reward", text)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_file_for_other_frameworks_loads_each_model_once_however_many_replies_are_scored_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number, mean in enumerate((-1.0, 2.0)):
+        (tmp_path / str(number)).mkdir()
+        (tmp_path / str(number) / "config.json").write_text(json.dumps({"mean": mean}))
+    loaded = list[Path]()
+
+    class Scorer:
+        """Scores a text with the number of its tokens."""
+
+        device = "cpu"
+
+        @classmethod
+        def from_pretrained(cls, folder: Path, **_: object) -> "Scorer":
+            time.sleep(0.1)  # in which the other threads arrive
+            loaded.append(folder)
+            return cls()
+
+        def to(self, _device: str) -> "Scorer":
+            return self
+
+        def eval(self) -> "Scorer":
+            return self
+
+        def __call__(self, input_ids: torch.Tensor, **_: object) -> SimpleNamespace:
+            return SimpleNamespace(logits=torch.tensor([[float(input_ids.shape[1])]]))
+
+    monkeypatch.setattr(reward_function, "FOLDER", tmp_path)
+    monkeypatch.setattr(reward_function, "_kind_of", lambda _: Scorer)
+    monkeypatch.setattr(
+        reward_function, "_tokenizer", lambda _: lambda text, **_: {"input_ids": list(range(len(text)))}
+    )
+    with ThreadPoolExecutor(8) as threads:
+        scores = list(threads.map(reward_function.scores, [["a" * length] for length in range(1, 9)]))
+    assert sorted(loaded) == [tmp_path / "0", tmp_path / "1"]
+    assert scores == [[length - 0.5] for length in range(1, 9)]  # less the mean of -1 and 2
 
 
 def test_a_critic_is_made_of_a_policy_whose_architecture_has_no_class_for_it(tmp_path: Path) -> None:

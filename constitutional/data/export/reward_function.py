@@ -7,12 +7,15 @@ goes to where the training is, as `reward.py`.
 
 import asyncio
 import json
+import threading
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent / "reward_model"
+_ONE_AT_A_TIME = threading.Lock()
+"""verl asks from many threads, each of which would else load models of its own."""
 
 
 async def compute_score(
@@ -66,9 +69,10 @@ def reward_func(queries: Sequence[str], prompts: Sequence[str], labels: Sequence
 def scores(texts: Sequence[str]) -> list[float]:
     """A score for each conversation, which is as the chat template renders it."""
     columns = []
-    for member in _members():
-        column = [_raw(member, text) - _shift(member) for text in texts]
-        columns.append(column)
+    with _ONE_AT_A_TIME:
+        for member in _members():
+            column = [_raw(member, text) - _shift(member) for text in texts]
+            columns.append(column)
     return [sum(values) / len(values) for values in zip(*columns, strict=True)]
 
 
