@@ -301,11 +301,10 @@ def test_what_is_longer_than_the_training_allows_is_neither_a_reference_nor_meas
     given = [*MANY, *HELD_OUT, preference(90).model_copy(update={"rejected": long})]
     given += [preference(91, split="held_out").model_copy(update={"chosen": long})]
     scored: list[str] = []
-    whole = reward.raw_scores
 
     def noted(model: Any, tokenizer: Any, given: list[tuple[Message, ...]]) -> list[float]:  # noqa: ANN401
         scored.extend(each[-1].content for each in given)
-        return whole(model, tokenizer, given)
+        return raw_scores(model, tokenizer, given)
 
     monkeypatch.setattr(reward, "raw_scores", noted)
     context = OneStage(tmp_path, {"sft_model": sft_model}, {"preferences": given})

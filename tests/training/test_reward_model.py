@@ -245,6 +245,7 @@ def test_a_reward_model_without_a_pad_token_scores_as_if_alone(tmp_path: Path) -
 
 
 def test_a_text_that_ends_with_the_pad_token_is_read_before_it_under_autocast_too(tmp_path: Path) -> None:
+    model: Any
     model, tokenizer = load_reward_model(others(tmp_path))
     tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = tokenizer.pad_token_id
