@@ -12,15 +12,14 @@ from accelerate.state import AcceleratorState, PartialState  # type: ignore[impo
 from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 
 from constitutional.runs import distributed_child
-from constitutional.stages import sft
-from constitutional.training import trl
+from constitutional.training import processes, trl
 
 BFLOAT16 = "TESTS_BFLOAT16"
 """A variable of the environment: compute in bfloat16, as stages do on GPUs."""
 KILLED = "TESTS_KILLED"
 """A variable of the environment: the processes are killed once all steps are made, before the model is saved."""
 
-begin, arguments_of = AcceleratorState.__init__, trl.trl_arguments
+begin, arguments_of, fit = AcceleratorState.__init__, trl.trl_arguments, trl.fit
 
 
 def begin_in_shards(
@@ -49,7 +48,8 @@ def arguments_in_bfloat16(kind: Any, *args: Any, **named: Any) -> Any:  # noqa: 
 
 
 def fit_and_be_killed(*args: Any, **named: Any) -> trl.Fitted:  # noqa: ANN401
-    trl.fit(*args, **named)
+    fit(*args, **named)
+    processes.wait()
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
 
@@ -59,5 +59,5 @@ if __name__ == "__main__":
     if BFLOAT16 in os.environ:
         trl.trl_arguments = arguments_in_bfloat16
     if KILLED in os.environ:
-        sft.fit = fit_and_be_killed
+        trl.fit = fit_and_be_killed
     distributed_child.main()
