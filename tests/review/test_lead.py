@@ -3,6 +3,7 @@
 import csv
 import re
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from alembic import command
@@ -17,7 +18,7 @@ from constitutional.data.verdicts import read_verdicts
 from constitutional.judging.people import on_gold, work_of
 from constitutional.review import lead_pages
 from constitutional.review.accounts import Rater
-from constitutional.review.ballot import Ballot, PrincipleChoice
+from constitutional.review.ballot import Ballot
 from constitutional.review.database import MIGRATIONS, Database
 from constitutional.review.export import verdicts_of
 from constitutional.review.lead import Labels, LeadSources, overview, works_of
@@ -760,7 +761,7 @@ def test_gold_items_are_the_constitutions_examples_and_come_into_the_frozen_file
     number = 0
     while shown := review.store.next(review.plan, rater):
         known = shown.payload.messages[-1].content == "Hello?"
-        choice: PrincipleChoice = "tie"
+        choice: Literal["first", "second", "tie"] = "tie"
         if known:
             choice = "first" if shown.payload.replies[0] == "Hi." else "second"
         ballot = Ballot(choice, principles={"brief": choice, "long": "not_applicable"}, opened=True)
