@@ -14,6 +14,15 @@ SHARED = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "5f2c" * 16, "RAY_USAGE_ST
 """Of the environment, on the node and here."""
 
 
+def await_start(head: "subprocess.Popen[bytes]", said: Path) -> None:
+    """Wait until the head of a cluster says in its log that it has started."""
+    end_s = time.monotonic() + 120
+    while b"Ray runtime started" not in said.read_bytes():
+        assert time.monotonic() < end_s, said.read_text()
+        assert head.poll() is None, said.read_text()
+        time.sleep(0.2)
+
+
 @pytest.fixture(scope="session")
 def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The log of what the actors are asked of a cluster of one node, to which this process is connected."""
@@ -34,11 +43,7 @@ def log(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     import ray
 
     try:
-        end_s = time.monotonic() + 120
-        while b"Ray runtime started" not in said.read_bytes():
-            assert time.monotonic() < end_s, said.read_text()
-            assert head.poll() is None, said.read_text()
-            time.sleep(0.2)
+        await_start(head, said)
         ray.init(address=f"127.0.0.1:{port}", log_to_driver=False)
         yield path
     finally:

@@ -7,14 +7,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.ray.conftest import SHARED
+from tests.ray.conftest import SHARED, await_start
 from tests.ray.functions import asked
 
 if find_spec("ray") is None:
@@ -77,11 +76,7 @@ def address(tmp_path: Path, environment: dict[str, str]) -> Iterator[str]:
         command = [sys.executable, "-m", "ray.scripts.scripts", *words]
         head = subprocess.Popen(command, env=environment, stdout=file, stderr=file)
     try:
-        end_s = time.monotonic() + 120
-        while b"Ray runtime started" not in said.read_bytes():
-            assert time.monotonic() < end_s, said.read_text()
-            assert head.poll() is None, said.read_text()
-            time.sleep(0.2)
+        await_start(head, said)
         yield f"127.0.0.1:{port}"
     finally:
         head.terminate()  # it ends the node's processes, and a node without its head ends
