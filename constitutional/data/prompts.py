@@ -136,7 +136,8 @@ def load_prompt_set(
     return PromptSet(prompts, facts.places(~distinct), facts.places(kept))
 
 
-def _with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+def with_system(messages: tuple[Message, ...], system: str | None) -> tuple[Message, ...]:
+    """A prompt behind a system message, if there is one and the prompt has none."""
     return messages if system is None or messages[0].role == "system" else (Message("system", system), *messages)
 
 
@@ -199,7 +200,7 @@ class _PromptsOfFiles:
             for line in _lines(file):
                 checksum.update(digest(line.conversation))
                 if split := SIDES[next(sides, 0)]:
-                    messages = _with_system(line.messages, self._system)
+                    messages = with_system(line.messages, self._system)
                     yield Prompt(messages=messages, split=split, source=_source(line.place))
         if checksum.digest() != self._checksum:
             names = ", ".join(str(file.path) for file in self._files)

@@ -11,6 +11,7 @@ from constitutional.base.files import at_home, atomic_write, writing
 from constitutional.base.jsonl import BadTextError, parse
 from constitutional.base.records import Message, Prompt
 from constitutional.base.seeds import seed_of
+from constitutional.data.prompts import with_system
 from constitutional.engines.base import Completion, Engine, Request, Sampling, Ticket
 from constitutional.engines.model_files import Recommended, recommended
 from constitutional.engines.models import Models, engine_of
@@ -119,8 +120,7 @@ class ReplySampler:
 
     def _messages(self, task: SampleTask) -> tuple[Message, ...]:
         """The prompt, behind the run's system message where it has none."""
-        messages, system = task.prompt.messages, self.models.system
-        return messages if not system or messages[0].role == "system" else (Message("system", system), *messages)
+        return with_system(task.prompt.messages, self.models.system or None)
 
     def row(self, task: SampleTask, completion: Completion) -> dict[str, Any]:
         """The line of a reply, with all that decided it."""
