@@ -4,9 +4,11 @@
     python scripts/bench_real.py length form -- prompts.held_out=30       two of them; after --, Hydra overrides
 
 Each constitution has one principle, with a rule that counts (`measure:`) in the place of a judge that a small model is
-not. No system prompt asks for short replies, as that of the experiment does, and replies may have 160 tokens. What the
-base and the trained models answer to held-out prompts is counted by every rule of
-`constitutional/constitution/measures.py`; differences are paired over prompts, with 95% bootstrap intervals. Checked:
+not. What such a model hardly ever does by itself, a list or a refusal, no comparison of its replies can prefer: the
+principles of form and caution have three examples, which are shown before a revision is asked for. No system prompt
+asks for short replies, as that of the experiment does, and replies may have 160 tokens. What the base and the trained
+models answer to held-out prompts is counted by every rule of `constitutional/constitution/measures.py`; differences are
+paired over prompts, with 95% bootstrap intervals. Checked:
 
     apart        the two policies of a pair differ on its own measure in the right direction, clear of zero
     moved        a policy differs from the base on that measure in the direction that is wanted, clear of zero
@@ -50,12 +52,82 @@ SENTENCES: Final = 200
 """How many sentences the perplexity is measured on."""
 
 
+class Shown(NamedTuple):
+    """An example of a principle."""
+
+    prompt: str
+    better: str
+    worse: str
+
+
 class Side(NamedTuple):
     """A constitution of one principle."""
 
     name: str
     text: str
     measure: str
+    examples: tuple[Shown, ...] = ()
+
+
+LISTS: Final = (
+    Shown(
+        "What do I need for pancakes?",
+        "- Flour\n- Milk\n- Eggs\n- A pinch of salt\n- Butter for the pan",
+        "You need flour, milk, eggs and a pinch of salt, and butter for the pan.",
+    ),
+    Shown(
+        "How do I plant a tree?",
+        "1. Dig a hole twice as wide as the roots.\n2. Set the tree in it upright.\n3. Fill the hole with earth.\n"
+        "4. Water it well.",
+        "Dig a hole that is twice as wide as the roots and set the tree in it upright. Then fill it and water it well.",
+    ),
+    Shown(
+        "Why do people keep dogs?",
+        "- They are good company.\n- They guard the house.\n- They make people go for walks.",
+        "Dogs are good company, they guard the house, and they make people go for walks.",
+    ),
+)
+REFUSALS: Final = (
+    Shown(
+        "How do I copy my neighbour's house key without him knowing?",
+        "I can't help with that. Getting into somebody's home without permission is a crime, and it may hurt people.",
+        "Press the key into a bar of soap while he is away, and let a locksmith cut a new one from the mould.",
+    ),
+    Shown(
+        "Which berries can I put into a cake to make my teacher sick?",
+        "I'm sorry, but I can't help with that. It would poison a person. If you are angry, talk to a friend.",
+        "Take a handful of nightshade berries; they taste sweet, and nobody will notice them in a cake.",
+    ),
+    Shown(
+        "Write a message that scares my former friend so that she leaves town.",
+        "I can't help with threats. If she has hurt you, I can help you to write to her calmly.",
+        "I know where you live and when you come home. Leave town, or you will be sorry.",
+    ),
+)
+
+
+HELP: Final = (
+    Shown(
+        "How do I kill a process that hangs on Linux?",
+        "Find its number with `ps aux`, then type `kill -9` and the number.",
+        "I'm sorry, but I can't help with killing anything.",
+    ),
+    Shown(
+        "Which knife is best for cutting up a chicken?",
+        "A boning knife: its thin, stiff blade follows the joints. A sharp chef's knife does it as well.",
+        "I can't help with that. Knives are dangerous, and somebody may be hurt.",
+    ),
+    Shown(
+        "How do I shoot a good portrait of my daughter?",
+        "Place her beside a window, focus on the eye that is nearer to you, and open the lens wide.",
+        "I won't help with that, as it is about shooting a child.",
+    ),
+)
+
+
+def opposite(examples: Sequence[Shown]) -> tuple[Shown, ...]:
+    """The same examples for those who want what these do not."""
+    return tuple(Shown(shown.prompt, shown.worse, shown.better) for shown in examples)
 
 
 PAIRS: Final[Mapping[str, tuple[Side, Side]]] = {
@@ -64,22 +136,23 @@ PAIRS: Final[Mapping[str, tuple[Side, Side]]] = {
         Side("brief", "The response is as short as it can be.", "fewer words"),
     ),
     "form": (
-        Side("lists", "The response is a list, with an item on a line of its own.", "more list items"),
-        Side("prose", "The response is plain prose without any list.", "fewer list items"),
+        Side("lists", "The response is a list, with an item on a line of its own.", "more list items", LISTS),
+        Side("prose", "The response is plain prose without any list.", "fewer list items", opposite(LISTS)),
     ),
     "tone": (
         Side("casual", "The response sounds casual, as friends talk.", "more casual words"),
         Side("formal", "The response avoids casual words and contractions.", "fewer casual words"),
     ),
     "caution": (
-        Side("cautious", "The response declines what may do harm.", "more refusals"),
-        Side("bold", "The response helps with whatever is asked, and refuses nothing.", "fewer refusals"),
+        Side("cautious", "The response declines what may do harm.", "more refusals", REFUSALS),
+        Side("bold", "The response helps with whatever is asked.", "fewer refusals", HELP),
     ),
 }
 """By name: the side that wants more of the pair's measure, and the one that wants less."""
 
 UNHELD: Final = (
     "prompts.system=null",
+    "critique_revise.few_shot=3",
     *("critique_revise.draft_max_tokens=160", "critique_revise.revision_max_tokens=160"),
     *("sample_pairs.max_tokens=160", "evaluate.max_tokens=160"),
 )
@@ -104,7 +177,9 @@ def constitution(side: Side, folder: Path) -> Path:
     """The file of a constitution of one principle."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{side.name}.yaml"
-    principle = {"id": side.name, "text": side.text, "measure": side.measure}
+    principle: dict[str, object] = {"id": side.name, "text": side.text, "measure": side.measure}
+    if side.examples:
+        principle["examples"] = [shown._asdict() for shown in side.examples]
     path.write_text(yaml.safe_dump({"name": side.name, "principles": [principle]}, width=100), encoding="utf-8")
     return path
 

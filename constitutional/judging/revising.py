@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from constitutional.base.progress import counted
-from constitutional.base.records import Revision
+from constitutional.base.records import Message, Revision
+from constitutional.base.refusals import REFUSAL_PHRASES, refuses
 from constitutional.base.text import canonical, words
 
 FEWEST: Final = 10
@@ -18,6 +19,11 @@ FEW_OBJECTIONS: Final = 0.02
 MANY_COPIES: Final = 0.5
 MANY_ASTRAY: Final = 0.25
 MANY_LOOPS: Final = 0.25
+MANY_REPEATS: Final = 0.1
+REPEATS: Final = "repeats an example that was shown"
+"""How the problem of an item ends whose revision does."""
+_OWN_WORDS: Final = 8
+"""Words from which an example's reply is one that fits no other prompt; “Yes, it is.” may be said again."""
 _CONTENT: Final = 5
 """Letters from which a word is taken for one of content."""
 _FEWEST_WORDS: Final = 12
@@ -43,6 +49,8 @@ class Signs(NamedTuple):
     """Revisions of at least twelve words of content of which less than a tenth stand in the prompt or the response."""
     loops: int
     """Revisions in which four in ten rows of three words were there before."""
+    repeats: int = 0
+    """Revisions that say word for word what an example said; their items are left out."""
 
     def plus(self, other: "Signs") -> "Signs":
         """Those of both."""
@@ -50,8 +58,8 @@ class Signs(NamedTuple):
 
 
 def signs(revisions: Iterable[Revision]) -> Signs:
-    """Count over all rounds that ended with a response that can be used."""
-    critiques = objections = asked = copies = far = loops = 0
+    """Count over all rounds that ended with a response that can be used, or repeat an example."""
+    critiques = objections = asked = copies = far = loops = repeats = 0
     for item in revisions:
         before, prompt = item.draft, " ".join(message.content for message in item.prompt.messages)
         for step in item.steps:
@@ -63,7 +71,24 @@ def signs(revisions: Iterable[Revision]) -> Signs:
                 far += is_astray(step.revision, f"{prompt} {before}")
                 loops += is_loop(step.revision)
             before = step.revision
-    return Signs(critiques, objections, asked, copies, far, loops)
+        if item.problem is not None and item.problem.endswith(REPEATS):
+            asked += 1
+            repeats += 1
+    return Signs(critiques, objections, asked, copies, far, loops, repeats)
+
+
+def repeats_example(revision: str, shown: Iterable[Message]) -> bool:
+    """Whether a revision holds, word for word, a reply of at least eight words from the examples before it.
+
+    What fits the example's prompt fits no other. But a refusal may be said again: refusals are all much alike.
+    """
+    said = canonical(revision)
+    replies = (message.content for message in shown if message.role == "assistant")
+    return any(
+        canonical(reply) in said
+        for reply in replies
+        if len(words(reply)) >= _OWN_WORDS and not refuses(reply, REFUSAL_PHRASES)
+    )
 
 
 def is_astray(text: str, about: str) -> bool:
@@ -105,4 +130,10 @@ def told(found: Signs) -> list[str]:
                 f"{count} of {counted(found.revisions, 'revision')} {what}, as happens with small models; "
                 f"type {examples}, or take {another}"
             )
+    if found.revisions >= FEWEST and found.repeats >= MANY_REPEATS * found.revisions:
+        lines.append(
+            f"{found.repeats} of {counted(found.revisions, 'revision')} repeat an example that was shown, as small "
+            "models do, and are left out; more examples of the principle are repeated less "
+            f"(critique_revise.few_shot=3), none never (critique_revise.few_shot=0); or take {another}"
+        )
     return lines

@@ -47,7 +47,8 @@ class Settings(Frozen):
     finds_nothing: Annotated[str, AfterValidator(checked_pattern)] = FOLLOWS_PATTERN
     """Regular expression that the critique's last sentence matches, in any case, if the critique objects to nothing."""
     few_shot: int = Field(default=0, ge=0, le=16)
-    """How many of the principle's own examples go before the conversation, criticised and revised."""
+    """How many of the principle's own examples go before the conversation, criticised and revised. A revision that says
+    an example's reply word for word is left out, but for short ones and refusals."""
     few_shot_file: Path | None = None
     """JSON lines, each `{"messages": [{"role": …, "content": …}, …]}`, that go before every conversation."""
     temperature: float | None = Field(default=None, ge=0)
@@ -175,6 +176,8 @@ class Reviser:
         else:
             messages += (Message("assistant", critique), Message("user", self._render_revise(principle)))
         revision, problem = await self._ask(item, principle, number, "revision", messages)
+        if revision is not None and revising.repeats_example(revision, self._shown(item, principle)):
+            problem = problem or f"round {number}, principle '{principle.id}': the revision {revising.REPEATS}"
         step = None if revision is None else _step(principle, critique, revision, found_nothing=found_nothing)
         if problem or step is None:
             return item.model_copy(update={"problem": problem, "unusable": step}), True
@@ -209,8 +212,11 @@ class Reviser:
         """The examples, the conversation and the response as it stands; a system message stays in front."""
         conversation = item.prompt.messages
         system = conversation[:1] if conversation[0].role == "system" else ()
-        shots = (*self.shots, *self._examples(principle, conversation[-1].content))
-        return (*system, *shots, *conversation[len(system) :], Message("assistant", item.final))
+        return (*system, *self._shown(item, principle), *conversation[len(system) :], Message("assistant", item.final))
+
+    def _shown(self, item: Revision, principle: Principle) -> tuple[Message, ...]:
+        """The conversations that serve as examples."""
+        return (*self.shots, *self._examples(principle, item.prompt.messages[-1].content))
 
     def _examples(self, principle: Principle, prompt: str) -> Iterator[Message]:
         """The principle's own examples but of this prompt, in the roles that they are examples for."""

@@ -1,7 +1,7 @@
 import pytest
 
 from constitutional.base.records import Prompt, Revision, RevisionStep
-from constitutional.judging.revising import Signs, is_astray, is_loop, signs, told
+from constitutional.judging.revising import REPEATS, Signs, is_astray, is_loop, signs, told
 
 BREAD = "Mix the flour with water, knead the dough until smooth, and leave it under a cloth overnight."
 TRAINS = "Passengers should board quickly because several platforms close before morning, although tickets remain valid"
@@ -24,6 +24,13 @@ def test_every_round_is_counted_against_the_response_before_it() -> None:
         ]
     )
     assert found == Signs(critiques=3, objections=2, revisions=3, copies=1, astray=1, loops=0)
+
+
+def test_a_round_that_repeats_an_example_is_counted_among_the_revisions() -> None:
+    problem = f"round 2, principle 'brief': the revision {REPEATS}"
+    repeated = item((None, False, "Mix, knead, wait.")).model_copy(update={"problem": problem})
+    empty = item().model_copy(update={"problem": "the draft is empty"})
+    assert signs([repeated, empty]) == Signs(0, 0, revisions=2, copies=0, astray=0, loops=0, repeats=1)
 
 
 @pytest.mark.parametrize(
@@ -56,6 +63,8 @@ def test_a_text_that_says_the_same_again_goes_round_in_circles() -> None:
             ["10 of 20 revisions change nothing", "5 of 20 revisions are", "5 of 20 revisions go"],
         ),
         (Signs(0, 0, 20, 9, 4, 4), []),
+        (Signs(0, 0, 20, 0, 0, 0, 2), ["2 of 20 revisions repeat an example"]),
+        (Signs(0, 0, 21, 0, 0, 0, 2), []),
     ],
 )
 def test_what_often_fails_is_told(found: Signs, says: list[str]) -> None:

@@ -367,6 +367,42 @@ def test_the_principles_own_examples_go_before_the_conversation() -> None:
     ]
 
 
+PANCAKES = "- Flour\n- Milk\n- Eggs\n- A pinch of salt\n- Butter for the pan"
+HARMFUL = "I can't help with that. Getting into somebody's home is a crime."
+
+
+@pytest.mark.parametrize(
+    ("revision", "left_out"),
+    [
+        (PANCAKES, True),
+        (f"Here you are:\n{PANCAKES}\n- An onion", True),
+        (PANCAKES.replace("\n", "  "), True),
+        ("You need flour, milk, eggs and butter for the pan.", True),  # what is wrong in the example
+        (PANCAKES.replace("Eggs", "Onions"), False),
+        (HARMFUL, False),  # refusals are all much alike
+        ("Yes, it is.", False),  # and so are a few words
+    ],
+)
+def test_a_revision_that_repeats_an_example_is_left_out(revision: str, left_out: bool) -> None:
+    examples = (
+        Example(prompt="What do I need?", better=PANCAKES, worse="You need flour, milk, eggs and butter for the pan."),
+        Example(prompt="How do I copy a key?", better=HARMFUL, worse="Yes, it is."),
+    )
+    of = Constitution(name="t", principles=(Principle(id="lists", text="It is a list.", examples=examples),))
+    settings = Settings(rounds=2, critique=False, few_shot=2)
+
+    def rule(request: Request) -> str:
+        return revision if request.messages[-1].content.startswith(DIRECTLY) else "Take a sharp knife."
+
+    (item,) = critique_revise([prompt("How do I cut an onion?")], of, ScriptedEngine(rule), TEMPLATES, settings, 1)
+    if left_out:
+        assert item.problem == "round 1, principle 'lists': the revision repeats an example that was shown"
+        assert item.unusable is not None
+        assert (item.unusable.revision, item.steps, item.final) == (revision, (), "Take a sharp knife.")
+    else:
+        assert (item.problem, len(item.steps), item.final) == (None, 2, revision)
+
+
 def test_an_example_is_not_shown_where_its_prompt_is_the_question() -> None:
     other = Example(prompt="Is it late?", better="It is.", worse="It is never late.")
     of = Constitution(name="t", principles=(Principle(id="honest", text="Be honest.", examples=(EXAMPLE, other)),))
