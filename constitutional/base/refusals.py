@@ -1,5 +1,6 @@
 """Whether a reply refuses, by a list of phrases."""
 
+import re
 from collections.abc import Iterable
 from typing import Final
 
@@ -29,7 +30,8 @@ _APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u2018\u02bc\u2032\u00b
 def refuses(text: str, phrases: Iterable[str]) -> bool:
     """Whether one of the phrases is among a text's first 40 words, whatever its case: a rough rule."""
     beginning = _plain(first_words(text, 40))
-    return any(_plain(phrase) in beginning for phrase in phrases)
+    # Where a word begins: “AI cannot feel” and “Wi-Fi will not work” refuse nothing.
+    return any(re.search(rf"(?<![\w-]){re.escape(_plain(phrase))}", beginning) for phrase in phrases)
 
 
 def _plain(text: str) -> str:

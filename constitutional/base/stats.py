@@ -85,7 +85,8 @@ def _clustered(total: float, alike: Collection[tuple[tuple[float, int], int]]) -
     squares = chain.from_iterable(repeat((s - p * m) ** 2, count) for (s, m), count in alike)
     variance = k / (k - 1) * math.fsum(squares) / n**2
     fewest = n**2 / sum(m**2 * count for (_, m), count in alike)
-    effective = min(n, max(fewest, p * (1 - p) / variance)) if variance else fewest
+    # Where all clusters have the same share, rounding leaves a little.
+    effective = min(n, max(fewest, p * (1 - p) / variance)) if variance > 1e-20 else fewest
     return _wilson(p, effective * (_Z / student_quantile(0.95, k - 1)) ** 2)
 
 

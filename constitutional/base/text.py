@@ -95,6 +95,11 @@ def without_thoughts(reply: str) -> str:
     return "" if not tag and spoken.lstrip().startswith("<think>") else spoken
 
 
+def sound(text: str) -> str:
+    """The text without lone surrogates, which JSON can hold and no file can."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+
+
 def canonical(text: str) -> str:
     """A text as people read it: texts that look the same have the same canonical form.
 

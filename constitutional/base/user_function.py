@@ -16,6 +16,8 @@ from constitutional.base.files import at_home
 
 _HELPERS: set[str] = set()
 """Names of the modules that users' files imported from their own folders."""
+_FOLDERS: list[str] = []
+"""The folders of users' files in `sys.path`, the latest file's first."""
 EXPECTED = '"file.py:function" or "package.module:function"'
 
 
@@ -26,7 +28,8 @@ def resolved(target: str) -> str:
         ValueError: it has another form; the message goes on from the setting's name.
     """
     place, _, name = target.rpartition(":")
-    if not place or not name.isidentifier():
+    module = place.endswith(".py") or all(part.isidentifier() for part in place.split("."))
+    if not module or not name.isidentifier():
         raise ValueError(f'is "{target}", but should be {EXPECTED}')
     return f"{at_home(place).resolve()}:{name}" if place.endswith(".py") else target
 
@@ -81,6 +84,17 @@ def _module(name: str) -> tuple[ModuleType, Iterable[str]]:
     return module, [other for other in sys.modules if f"{other}.".startswith(f"{package}.")]
 
 
+def _search_first(folder: str) -> None:
+    """Let helpers in a folder be found before those of other users' files, but behind all installed packages."""
+    if folder in sys.path and folder not in _FOLDERS:
+        return
+    for known in _FOLDERS:
+        if known in sys.path:
+            sys.path.remove(known)
+    _FOLDERS[:] = [folder, *(known for known in _FOLDERS if known != folder)]
+    sys.path.extend(_FOLDERS)
+
+
 def _file_module(path: Path) -> tuple[ModuleType, Iterable[str]]:
     """The module in a file, and the names of the modules beside the file that it imports, all as they are on disk."""
     if not path.is_file():
@@ -94,8 +108,7 @@ def _file_module(path: Path) -> tuple[ModuleType, Iterable[str]]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look a class's module up there
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last, so that a helper replaces no installed package
+    _search_first(str(path.parent))
     importlib.invalidate_caches()
     spec.loader.exec_module(module)
     loaded = {other: getattr(sys.modules[other], "__file__", None) for other in set(sys.modules) - before - {name}}

@@ -37,6 +37,8 @@ DOWN_AFTER: Final = 10
 """Failures in a row, without any success, after which a server counts as down."""
 DOWN_TRIES: Final = 3
 """So often one of the requests must have failed too: a burst of refusals is none of these."""
+USELESS_TRIES: Final = 3
+"""Tries of a request to which a server that works gives replies of no use, such as nothing but thoughts."""
 LONGEST_PROBE_WAIT_S: Final = 15.0
 
 
@@ -213,7 +215,7 @@ class _Worker:
         """Requests that wait to be sent, the earliest ticket first."""
         self._numbers = count()
         self._open: set[_Job] = set()
-        self._faults = deque[Fault](maxlen=DOWN_AFTER)
+        self._faults = deque[tuple[Fault, _Job]](maxlen=DOWN_AFTER)
         """The latest since the last success."""
         self._down_since_s: float | None = None
         self._up_since_s = 0.0
@@ -322,10 +324,11 @@ class _Worker:
         self._pump()
 
     def _settle(self, job: _Job, outcome: Completion | Fault | Exception, latency_s: float) -> None:
-        if isinstance(outcome, Completion):
+        if isinstance(outcome, Completion) or (isinstance(outcome, Fault) and outcome.kind == "useless"):
             self._faults.clear()
             if self._down_since_s is not None:
                 self._up()
+        if isinstance(outcome, Completion):
             if not outcome.failed:
                 self._engine.limiter.answered(latency_s, waiting=bool(self._queue))
             job.deliver(outcome)
@@ -339,17 +342,21 @@ class _Worker:
     def _again(self, job: _Job, fault: Fault, latency_s: float) -> None:
         now_s, deadline_s = self._loop.time(), self._settings.deadline_s
         job.tries += 1
-        self._faults.append(fault)
+        if fault.kind != "useless":
+            self._faults.append((fault, job))
         if fault.kind == "busy":
             self._engine.limiter.refused(now_s, latency_s)
         end_s = (job.began_s or now_s) + deadline_s
         many = len(self._faults) == DOWN_AFTER and (job.tries >= DOWN_TRIES or now_s >= end_s)
+        # One request at which a server fails again and again, as it fails at no other, is no server that is down.
+        many = many and not (fault.kind == "again" and all(job is other for _, other in self._faults))
         if self._down_since_s is not None or many or (fault.after_s or 0.0) > deadline_s:
             self._put(job)
             self._down(fault)
             return
-        wait_s = back_off_s(job.tries) if fault.after_s is None else fault.after_s * uniform(1.0, 1.1)
-        if now_s + wait_s < end_s:
+        wait_s = max(back_off_s(job.tries), (fault.after_s or 0.0) * uniform(1.0, 1.1))
+        useless = fault.kind == "useless" and job.tries >= USELESS_TRIES
+        if now_s + wait_s < end_s and not useless:
             self._loop.call_later(wait_s, self._requeue, job)
             return
         tries = f"{job.tries} tries" if job.tries > 1 else "1 try"
@@ -369,8 +376,8 @@ class _Worker:
             return
         kind = fault.kind
         if (fault.after_s or 0.0) <= self._settings.deadline_s:  # a stray refusal is not why a server is down
-            kind = Counter(latest.kind for latest in self._faults).most_common(1)[0][0]
-            fault = next(latest for latest in reversed(self._faults) if latest.kind == kind)
+            kind = Counter(latest.kind for latest, _ in self._faults).most_common(1)[0][0]
+            fault = next(latest for latest, _ in reversed(self._faults) if latest.kind == kind)
         self._down_since_s, self._reason, self._probe_wait_s = self._loop.time(), fault.reason, 1.0
         state = {"silent": "does not answer", "busy": "is overloaded"}.get(kind, "answers with errors only")
         patience_s, first_s = self._settings.patience_s, max(1.0, fault.after_s or 0.0)

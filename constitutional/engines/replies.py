@@ -13,7 +13,7 @@ from http import HTTPStatus
 from math import exp, fsum, log
 from typing import Any, Final, Literal, NamedTuple
 
-from constitutional.base.text import thoughts_apart
+from constitutional.base.text import sound, thoughts_apart
 from constitutional.engines.base import Completion, Finish, Request, Sampling
 
 TOP: Final = 20
@@ -26,13 +26,15 @@ Json = dict[str, Any]
 class Fault(NamedTuple):
     """Why an answer is no reply, and what is to be done about it."""
 
-    kind: Literal["again", "silent", "busy", "fatal", "unknown_field"]
-    """Send the request again; the same, as no answer came; the same, and fewer at a time; stop the run; send it again
-    without that field."""
+    kind: Literal["again", "silent", "busy", "useless", "fatal", "unknown_field"]
+    """Send the request again; the same, as no answer came; the same, and fewer at a time; a few times only, as the
+    server works, and its reply cannot be used; stop the run; send it again without that field."""
     reason: str
     """In words; of `unknown_field`, the name of the field."""
     after_s: float | None = None
     """Seconds after which the server wants to be asked again, if it says so."""
+    used: Mapping[str, int] = {}
+    """Tokens that were paid for nothing, by their names in `USAGE`."""
 
 
 class Token(NamedTuple):
@@ -87,7 +89,9 @@ def _asked(request: Request, unknown: Container[str]) -> Json:
     if "max_tokens" in unknown:
         fields["max_completion_tokens"] = sampling.max_tokens
     if sampling.temperature > 0:
-        fields |= {"top_p": sampling.top_p, "seed": request.seed}
+        fields["seed"] = request.seed
+        if sampling.top_p != 1:  # some models take no `top_p` beside a temperature
+            fields["top_p"] = sampling.top_p
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
     if request.schema:
@@ -110,10 +114,14 @@ _TOO_LONG: Final = re.compile(
 )
 _UNKNOWN: Final = re.compile(
     r"unsupported|not support|unknown|unrecogni[sz]ed|unexpected|not permitted|not allowed|extra_forbidden"
-    r"|not implemented|max_completion_tokens",
+    r"|not implemented|cannot both be|max_completion_tokens",
     re.IGNORECASE,
 )
 _FILTERED: Final = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
+_MODERATED: Final = re.compile(r"flagged|moderation|content[ _-]?policy|usage guidelines", re.IGNORECASE)
+"""What a 403 says that is about the prompt, and not about the key."""
+_BAD_KEY: Final = re.compile(r"api[ _]?key not valid|invalid api[ _]?key", re.IGNORECASE)
+"""What some servers say with status 400."""
 _ENDS: Final[dict[object, Finish]] = {
     **dict.fromkeys((None, "stop", "eos", "eos_token", "end_turn", "stop_sequence"), "stop"),
     **dict.fromkeys(("length", "max_tokens"), "length"),
@@ -137,6 +145,8 @@ def read_reply(
         body = json.loads(raw)
     except (ValueError, RecursionError):
         body = None
+    if isinstance(body, list) and len(body) == 1:  # as Gemini's endpoint gives its errors
+        (body,) = body
     error = body.get("error") if isinstance(body, dict) else None
     if status == HTTPStatus.OK and error:  # as proxies put it whose own provider has failed
         code = error.get("code") if isinstance(error, dict) else None
@@ -163,15 +173,14 @@ def _accepted(body: object, raw: bytes, model: str, request: Request) -> ServerR
     if not isinstance(choices, list) or not choices or not all(isinstance(choice, dict) for choice in choices):
         return Fault("again", "the reply has no choices")
     usage = _usage(body)
-    if "message" in choices[0]:
-        return _chat(choices[0], usage, request)
-    return _completions(choices, usage, request)
+    reply = _chat(choices[0], usage, request) if "message" in choices[0] else _completions(choices, usage, request)
+    return reply._replace(used=usage) if isinstance(reply, Fault) else reply
 
 
 def _chat(choice: Json, usage: Json, request: Request) -> ServerReply | Fault:
     message = choice["message"]
     if not isinstance(message, dict):
-        return Fault("again", "the reply's message is no JSON object")
+        return Fault("useless", "the reply's message is no JSON object")
     ended = choice.get("finish_reason")
     if isinstance(message.get("refusal"), str) and message["refusal"]:
         return ServerReply(Completion("", "refusal", reason=f"the model refused: {message['refusal']}", **usage))
@@ -186,7 +195,7 @@ def _chat(choice: Json, usage: Json, request: Request) -> ServerReply | Fault:
     if content is None and finish == "length":
         content = ""  # it was cut off while it thought
     if not isinstance(content, str):
-        return Fault("again", "the reply has no content")
+        return Fault("useless", "the reply has no content")
     if request.messages[-1].role != "assistant":
         thought, content = thoughts_apart(content)
         reasoning += thought
@@ -201,7 +210,7 @@ def _completions(choices: Sequence[Json], usage: Json, request: Request) -> Serv
     if ended not in _ENDS:
         return Fault("again", f"the reply ended with {json.dumps(ended)[:80]}")
     if not isinstance(text, str):
-        return Fault("again", "the reply has no text")
+        return Fault("useless", "the reply has no text")
     ordered = sorted(choices, key=lambda choice: choice.get("index") or 0)
     told = [choice.get("logprobs") for choice in ordered]
     prompts = tuple(
@@ -216,21 +225,18 @@ def _completion(text: str, finish: Finish, reasoning: str, usage: Json, request:
     """The completion of a text, up to a stop text."""
     stops = [text.index(stop) for stop in request.sampling.stop if stop in text]
     text = text[: min(stops, default=None)]
-    return Completion(_sound(text), "stop" if stops else finish, reasoning=_sound(reasoning), **usage)
-
-
-def _sound(text: str) -> str:
-    """The text without lone surrogates, which JSON can hold and no file can."""
-    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
+    return Completion(sound(text), "stop" if stops else finish, reasoning=sound(reasoning), **usage)
 
 
 def _usage(body: Json) -> Json:
     usage = body.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     details = usage.get("prompt_tokens_details")
+    read, written, total = (_count(usage.get(f"{what}_tokens")) for what in ("prompt", "completion", "total"))
     return {
-        "prompt_tokens": _count(usage.get("prompt_tokens")),
-        "completion_tokens": _count(usage.get("completion_tokens")),
+        "prompt_tokens": read,
+        # Some gateways leave thoughts out of what was written, and have them in the total.
+        "completion_tokens": max(written, total - read) if written else written,
         "cached_tokens": _count(details.get("cached_tokens")) if isinstance(details, dict) else 0,
     }
 
@@ -282,7 +288,10 @@ def _refused(status: int, wait_s: float | None, raw: bytes, body: object) -> Com
     spent = code == "insufficient_quota"
     if (status in BUSY and not spent) or status in AGAIN or status >= 500:
         return Fault("busy" if status in BUSY else "again", told, wait_s)
-    if status in FATAL or spent or status < 400:
+    filtered = any(name in f"{code} {raw.decode('utf-8', 'replace')}" for name in _FILTERED)
+    if status == HTTPStatus.FORBIDDEN and (filtered or _MODERATED.search(raw.decode("utf-8", "replace"))):
+        return Completion("", "refusal", reason=told)
+    if status in FATAL or spent or status < 400 or _BAD_KEY.search(message):
         return Fault("fatal", told)
     # Before the fields: what is said of a request that is too long may name `max_tokens`.
     if code == "context_length_exceeded" or status == HTTPStatus.REQUEST_ENTITY_TOO_LARGE or _TOO_LONG.search(message):
@@ -290,7 +299,6 @@ def _refused(status: int, wait_s: float | None, raw: bytes, body: object) -> Com
     field = next((name for name in OPTIONAL if re.search(rf"(?<!\w){name}(?!\w)", message)), None)
     if field and _UNKNOWN.search(message):
         return Fault("unknown_field", field)
-    filtered = any(name in f"{code} {raw.decode('utf-8', 'replace')}" for name in _FILTERED)
     return Completion("", "refusal" if filtered else "error", reason=told)
 
 
@@ -301,6 +309,7 @@ def _with_advice(status: int, fault: Fault, model: str, key_name: str | None) ->
         401: f"put a valid key into the environment variable {key_name}"
         if key_name
         else "name the environment variable that holds the key in the role's api_key_env",
+        400: "put a valid key into the environment variable that the role's api_key_env names",
         403: "the key may not use this model; take another key or another model",
         404: f"correct the role's url, which usually ends with /v1, or its model, which is '{model}'",
         405: "correct the role's url, which usually ends with /v1",
@@ -326,7 +335,7 @@ def _beginning(raw: bytes) -> str:
 
 
 def _shortened(text: str, most: int = 400) -> str:
-    text = _sound(" ".join(text.split()))
+    text = sound(" ".join(text.split()))
     return text if len(text) <= most else f"{text[:most]}…"
 
 

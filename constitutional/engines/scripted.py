@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Final
 
+from constitutional.base.text import sound
 from constitutional.engines.base import Abilities, Completion, Engine, Request, Ticket
 
 AT_A_TIME: Final = 8
@@ -48,7 +49,7 @@ class ScriptedEngine(Engine):
         """The completion; a text ends at the request's first stop text, like a model's."""
         answer = self.rule(request)
         self.count += 1
-        return _reply(answer, request) if isinstance(answer, str) else answer
+        return _reply(answer, request) if isinstance(answer, str) else answer._replace(text=sound(answer.text))
 
 
 class ScriptedSession:
@@ -92,4 +93,4 @@ def _reply(text: str, request: Request) -> Completion:
             "it must return Completion('', 'choices', (a log-probability for each choice,))"
         )
     cut = min((text.index(stop) for stop in request.sampling.stop if stop in text), default=None)
-    return Completion(text[:cut], "stop")
+    return Completion(sound(text[:cut]), "stop")

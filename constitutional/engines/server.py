@@ -10,6 +10,7 @@ from contextlib import suppress
 from functools import cached_property
 from typing import Final, TypeVar
 from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
@@ -91,7 +92,7 @@ class Server:
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30),
             timeout=aiohttp.ClientTimeout(total=None),
             headers=headers,
-            trust_env=urlsplit(self.settings.url).hostname not in ("127.0.0.1", "localhost", "::1"),
+            proxy=_proxy(self.settings.url),  # `trust_env` would read ~/.netrc too, and send its passwords
             auto_decompress=True,
         )
 
@@ -144,13 +145,15 @@ class Server:
                     ) from error
                 await asyncio.sleep(back_off_s(number))
         self._met = True
-        names = _listed(raw)
-        model = str(self.settings.extra.get("model", self.settings.model))
+        names, model = _listed(raw), self.settings.model
+        if "model" in self.settings.extra:
+            return  # some servers take names that they do not list; the name that answers is looked at all the same
         if names and not any(same_model(model, name) for name in names):
             more = f" and {len(names) - 20} more" if len(names) > 20 else ""
             raise ModelError(
                 f"{self.settings.url} has no model '{model}'; it lists {', '.join(names[:20])}{more}. Set the role's "
-                "model to the name of one of them"
+                "model to the name of one of them; where the server takes names that it does not list, set extra.model "
+                "to the name to ask, and model to the one that answers"
             )
 
     async def _reply(
@@ -194,6 +197,7 @@ class Server:
             return Fault("silent", self._without_key(_problem(error)))
         reply = read_reply(status, headers, raw, self.settings.model, request, self.settings.api_key_env)
         if isinstance(reply, Fault):
+            used.update(reply.used)
             return reply._replace(reason=self._without_key(reply.reason))
         told = reply.completion
         used.update({name: getattr(told, name) for name in USAGE})
@@ -313,6 +317,8 @@ class Server:
         answer = (await self._persistently(lambda: self._reply(http, request, {}, Counter()))).completion
         if answer.failed:
             return _no(answer, NAMED["structured"])
+        if answer.unspoken:
+            return None  # the thoughts left no room for it
         with suppress(ValueError, RecursionError):
             return isinstance(json.loads(answer.text), dict)
         return False
@@ -387,6 +393,16 @@ def _echoed(rows: list[list[int]], logprobs: tuple[tuple[float | None, ...], ...
             return ()
         sums.append(sum(value for value in own if value is not None))
     return tuple(sums)
+
+
+def _proxy(url: str) -> str | None:
+    """The proxy that the environment names for a url (`HTTPS_PROXY`, `NO_PROXY`); None for this machine's own."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    if host in ("127.0.0.1", "localhost", "::1") or proxy_bypass(host):
+        return None
+    proxies = getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _problem(error: Exception) -> str:

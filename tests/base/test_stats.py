@@ -112,6 +112,15 @@ def test_a_clustered_interval_covers_the_share_as_often_as_it_says(rate: float, 
     assert covered["Wilson"] < 900
 
 
+@pytest.mark.parametrize("right", [14, 15, 16])
+def test_clusters_of_the_same_share_are_as_good_as_so_many_outcomes(right: int) -> None:
+    # Nothing varies between the five, but for rounding: each counts as one outcome.
+    outcomes, clusters = ([1.0] * right + [0.0] * (22 - right)) * 5, [number // 22 for number in range(110)]
+    low, high = clustered_share(outcomes, clusters)
+    assert low < 0.3
+    assert high > 0.9
+
+
 def test_two_values_are_resampled_to_three_means() -> None:
     # The means are 0, 1/2 and 1 with probabilities 1/4, 1/2 and 1/4: the outer
     # 2.5% lie in 0 and 1, the outer 30% in 1/2.

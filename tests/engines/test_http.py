@@ -166,6 +166,29 @@ def test_a_deadline_covers_all_tries() -> None:
     assert len(server.asked) > 1
 
 
+@pytest.mark.parametrize("fault", [error(500, "broken"), chat(None, reasoning_content="Hm.")])
+def test_a_request_that_can_never_be_answered_is_marked_and_stops_nothing(
+    fault: Answer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("constitutional.engines.http.back_off_s", lambda _tries: 0.02)
+    said: list[str] = []
+
+    def rule(body: Json, _number: int) -> Answer:
+        return fault if body["messages"][0]["content"] == "Question 4?" else chat("Yes.")
+
+    with serving(rule) as server:
+        answers = engine(server, said.append, deadline_s=1.5, patience_s=1.0).complete([*map(question, range(5))])
+    assert [answer.text for answer in answers] == [*["Yes."] * 4, ""]
+    assert answers[4].finish == "error"
+    assert said == []
+    tries = len(server.asked) - 4
+    if fault.status == 200:
+        assert tries == 3
+        assert (answers[4].prompt_tokens, answers[4].completion_tokens) == (3 * 7, 3 * 3)
+    else:
+        assert tries > 10
+
+
 def test_a_slow_reply_is_given_up_at_the_deadline() -> None:
     with serving(lambda _body, _number: chat("late", after_s=30)) as server:
         (answer,) = engine(server, deadline_s=0.3).complete([question(0)])
@@ -335,6 +358,9 @@ def test_a_model_that_the_server_does_not_list_is_refused() -> None:
         with pytest.raises(ModelError, match="first, second"):
             engine(server).complete([question(0)])
         assert server.asked == []
+        # Some servers take names that they do not list.
+        assert engine(server, extra={"model": "mock:fast"}).complete([question(0)])[0].text == "x"
+        assert server.asked[0]["model"] == "mock:fast"
     with serving(lambda _body, _number: chat("x"), models=()) as server:
         assert engine(server).complete([question(0)])[0].text == "x"
 
@@ -598,6 +624,34 @@ def test_a_key_that_the_server_repeats_is_taken_out(monkeypatch: pytest.MonkeyPa
         (told,) = engine(server, api_key_env="SOME_KEY", deadline_s=0.3).complete([question(0)])
         assert "marked-1234" not in repr(told)
         assert "[key]" in repr(told)
+
+
+def test_no_password_of_netrc_is_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("default login me password corp-secret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    monkeypatch.setenv("MY_KEY", "sk-0123456789")
+    with serving(lambda _body, _number: chat("x")) as server:
+        monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+        elsewhere = engine(server, url="http://model.example/v1", api_key_env="MY_KEY")
+        assert elsewhere.complete([question(0)])[0].text == "x"
+        assert engine(server, url="http://model.example/v1").complete([question(0)])[0].text == "x"
+    assert ["Bearer sk-0123456789" in head for head in server.headers] == [True, False]
+    assert not any("Basic" in head for head in server.headers)
+
+
+def test_the_proxy_of_the_environment_is_asked_but_for_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with serving(lambda _body, _number: chat("x")) as server:
+        assert engine(server).complete([question(0)])[0].text == "x"
+        with pytest.raises(ModelError, match="cannot be reached"):
+            engine(server, url="http://model.example/v1").complete([question(0)])
+        monkeypatch.setenv("http_proxy", server.url.removesuffix("/v1"))
+        assert engine(server, url="http://model.example/v1").complete([question(0)])[0].text == "x"
+        monkeypatch.setenv("no_proxy", "model.example")
+        with pytest.raises(ModelError, match="cannot be reached"):
+            engine(server, url="http://model.example/v1").complete([question(1)])
 
 
 def test_a_key_in_an_error_that_stops_the_run_is_taken_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,6 +63,8 @@ def test_tokens_are_counted_as_far_as_the_server_says() -> None:
     assert completion(chat("x", usage=usage)) == Completion(
         "x", "stop", prompt_tokens=9, completion_tokens=4, cached_tokens=6
     )
+    thought = {"prompt_tokens": 20, "completion_tokens": 8, "total_tokens": 623}  # thoughts are in the total alone
+    assert completion(chat("x", usage=thought)) == Completion("x", "stop", prompt_tokens=20, completion_tokens=603)
     for missing in (None, "many", {"prompt_tokens": None, "prompt_tokens_details": None}):
         assert completion(chat("x", usage=missing)) == Completion("x", "stop")
 
@@ -78,9 +80,6 @@ def test_tokens_are_counted_as_far_as_the_server_says() -> None:
         body({"choices": []}),
         body({"choices": None}),
         body({"choices": ["x"]}),
-        body({"choices": [{"message": None}]}),
-        body({"choices": [{}]}),
-        chat(None),
         chat(None, finish="tool_calls", tool_calls=[{"id": "1"}]),
         chat("x", finish="abort"),
         body({"error": {"message": "provider failed", "code": 502}}),
@@ -96,6 +95,42 @@ def test_what_is_no_reply_is_asked_for_again(answer: Answer) -> None:
     assert isinstance(fault, Fault)
     assert fault.kind == "again"
     assert len(fault.reason) < 500
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [chat(None, reasoning_content="Hm."), body({"choices": [{"message": None}]}), body({"choices": [{}]})],
+)
+def test_a_reply_without_words_is_asked_for_a_few_times_only(answer: Answer) -> None:
+    fault = read(answer)
+    assert isinstance(fault, Fault)
+    assert fault.kind == "useless"
+
+
+def test_tokens_of_a_reply_that_is_of_no_use_are_paid_for_all_the_same() -> None:
+    for answer in (chat(None), chat("x", finish="abort")):
+        fault = read(answer)
+        assert isinstance(fault, Fault)
+        assert fault.used == {"prompt_tokens": 7, "cached_tokens": 0, "completion_tokens": 3}
+
+
+def test_a_prompt_that_a_moderator_refuses_is_no_fault_of_the_key() -> None:
+    flagged = "Your chosen model requires moderation and your input was flagged for violence"
+    assert completion(error(403, flagged)).finish == "refusal"
+    assert completion(error(403, "no", metadata={"reasons": ["violence"], "flagged_input": "x"})).finish == "refusal"
+    assert isinstance(read(error(403, "this key may not use the model")), Fault)
+
+
+def test_an_error_in_a_list_is_read_like_one() -> None:
+    def gemini(message: str) -> Answer:
+        return body([{"error": {"code": 400, "message": message, "status": "INVALID_ARGUMENT"}}], 400)
+
+    unknown = 'Invalid JSON payload received. Unknown name "seed": Cannot find field.'
+    assert read(gemini(unknown)) == Fault("unknown_field", "seed")
+    wrong_key = read(gemini("API key not valid. Please pass a valid API key."))
+    assert isinstance(wrong_key, Fault)
+    assert wrong_key.kind == "fatal"
+    assert "api_key_env" in wrong_key.reason
 
 
 def test_a_refusal_is_told_as_one() -> None:
@@ -132,6 +167,9 @@ def test_a_field_that_is_unknown_is_told_apart_from_a_value_that_is_wrong() -> N
     assert read(error(400, "Unsupported parameter: 'max_tokens'")) == Fault("unknown_field", "max_tokens")
     assert read(body({"detail": [{"type": "extra_forbidden", "loc": ["body", "seed"]}]}, 422)) == Fault(
         "unknown_field", "seed"
+    )
+    assert read(error(400, "`temperature` and `top_p` cannot both be specified for this model")) == Fault(
+        "unknown_field", "top_p"
     )
     assert completion(error(400, "max_tokens must be at least 1")).finish == "error"
 
