@@ -58,6 +58,15 @@ class SpotCheckSettings(Frozen):
     decided when `constitutional review` is first started for the run."""
 
     @model_validator(mode="after")
+    def _allows_a_vote(self) -> Self:
+        if self.budget and not self.votes:
+            raise ValueError(
+                f"budget is {self.budget:g} {self.unit}, which is less than a vote takes ({self._price:g}); type "
+                f"budget={self._price:g} or more, or 0 for none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _has_a_reward_model(self) -> Self:
         if self.votes and "reward" in self.targets and self.reward_model is None:
             raise ValueError(
@@ -69,8 +78,12 @@ class SpotCheckSettings(Frozen):
     @property
     def votes(self) -> int:
         """The votes that the budget allows."""
-        price = {"votes": 1.0, "minutes": self.seconds_a_vote / 60, "money": self.price_a_vote}[self.unit]
-        return math.floor(self.budget / price + 1e-9)
+        return math.floor(self.budget / self._price + 1e-9)
+
+    @property
+    def _price(self) -> float:
+        """What a vote takes, in the unit."""
+        return {"votes": 1.0, "minutes": self.seconds_a_vote / 60, "money": self.price_a_vote}[self.unit]
 
     @property
     def items(self) -> int:

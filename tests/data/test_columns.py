@@ -117,6 +117,8 @@ def test_what_a_row_says_of_its_source_goes_before_what_is_said_of_the_file(tmp_
     row = {"prompt": "Q?", "chosen": "Yes.", "rejected": "No.", "probability": 0.9}
     path = written(tmp_path, [{**row, "source": "human"}])
     assert read_comparisons([DataFile(path=path, source="ai")]).preferences[0].source == "human"
+    path = written(tmp_path, [{**row, "source": " AI"}])  # however it is written
+    assert read_comparisons([DataFile(path=path)]).preferences[0].source == "ai"
 
 
 def test_weights_of_a_mixture_count_what_pairs_weigh_and_what_is_left_out_is_counted(tmp_path: Path) -> None:

@@ -216,3 +216,16 @@ def test_nobody_is_asked_without_a_budget_or_where_nothing_was_judged() -> None:
     assert planned(pairs, judgements, SpotCheckSettings(), 0) == []
     assert planned(pairs, [], SpotCheckSettings(budget=10), 0) == []
     assert len(planned(pairs, judgements, SpotCheckSettings(budget=1000, overlap=0), 0)) == 199
+
+
+@pytest.mark.parametrize(
+    ("settings", "least"),
+    [
+        ({"budget": 0.3}, "budget=1 "),
+        ({"budget": 0.7, "unit": "minutes"}, r"budget=0\.75 "),  # 45 seconds
+        ({"budget": 0.49, "unit": "money"}, r"budget=0\.5 "),
+    ],
+)
+def test_a_budget_that_allows_no_vote_is_refused(settings: dict[str, float | str], least: str) -> None:
+    with pytest.raises(ValidationError, match=least):
+        SpotCheckSettings.model_validate(settings)

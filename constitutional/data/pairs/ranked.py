@@ -7,7 +7,7 @@ from typing import Final
 
 from constitutional.base.jsonl import as_json
 from constitutional.data.candidates import SCORE_10, Candidate, Class, Opinion, Row
-from constitutional.data.pairs.reader import CONTEXT, OwnColumns, PairForm, PairReader, key_of_column
+from constitutional.data.pairs.reader import CONTEXT, OwnColumns, PairForm, PairReader, key_of_column, source_of
 from constitutional.data.sources import ReadAs
 from constitutional.data.turns import BadRowError, Side, is_list_of
 
@@ -47,7 +47,7 @@ def ranked(reader: PairReader, row: Row) -> PairForm | None:
     prompt = reader.prompt_columns({name: value for name, value in row.items() if name != column})
     columns = {**prompt, "replies": f"{column}.{text}", role: f"{column}.{order}"}
     sign = 1 if role == "rank" else -1  # the first rank and the highest score are best
-    is_exported = row.get("source") in ("ai", "human") and "probability" in row
+    is_exported = source_of(row.get("source")) is not None and "probability" in row
     own = OwnColumns(reader, row, columns) if is_exported else None
 
     def read(number: int, row: Row) -> Sequence[Candidate]:

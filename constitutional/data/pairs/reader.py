@@ -291,7 +291,7 @@ class OwnColumns:
 
     def _says_who(self, row: Row) -> bool:
         """Whether a row says who prefers, beside how sure or how much."""
-        return row.get("source") in ("ai", "human") and not self._labels.isdisjoint(row)
+        return source_of(row.get("source")) is not None and not self._labels.isdisjoint(row)
 
     def _leave_others(self, row: Row, asked: Container[str]) -> None:
         """Leave out the columns that hold something else; refuse one of those that were asked for."""
@@ -355,9 +355,15 @@ def _strength(reader: PairReader, value: object, column: str) -> int:
 
 def _source(_reader: PairReader, value: object, column: str) -> object:
     """Who prefers."""
-    if value not in ("ai", "human"):
+    if (who := source_of(value)) is None:
         raise BadRowError(f'\'{column}\' is {as_json(value)}; expected "ai" or "human", as in the first row')
-    return value
+    return who
+
+
+def source_of(value: object) -> str | None:
+    """Whether `ai` or `human` prefers, however it is written; None where a column of that name says something else."""
+    who = value.strip().lower() if isinstance(value, str) else ""
+    return who if who in ("ai", "human") else None
 
 
 def _texts(reader: PairReader, value: object, column: str) -> tuple[str, ...] | None:
