@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -389,8 +389,8 @@ def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
         group, _, name = key.partition(".")
         if problem := _refused(override, sweeps=sweeps):
             refused.append(problem)
-        elif key == "engine" and override.package is None:
-            words += [f"engine@{role}={override.value()}" for role in ROLES if role not in roles]
+        elif group == "engine" and override.package is None:
+            words += _of_all_roles(name, line.partition("=")[2], roles | keys)
         elif word := _engine_of(override):
             words.append(word)
         elif name == "kind" and group in GROUPS and len(GROUPS[group]) > 1:
@@ -410,6 +410,15 @@ def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
         words.append("experiment=real")
     _refuse(UsageError, refused)
     return list(dict.fromkeys(words))
+
+
+def _of_all_roles(name: str, value: str, own: Collection[str]) -> list[str]:
+    """The words that give all roles an engine, or a setting of it, but those that have one of their own."""
+    roles = [role for role in ROLES if role not in own]
+    if not name:
+        return [f"engine@{role}={value}" for role in roles]
+    words = [f"++{role}.{name}={value}" for role in roles if f"{role}.{name}" not in own]
+    return words or [f"++engine.{name}={value}"]  # which is refused
 
 
 def _takes_a_model(override: "Override") -> bool:

@@ -190,11 +190,10 @@ def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
     judge = group.removeprefix("panel.")
     if name == "weight" and judge != group:
         return f"there is no setting '{key}'; type {_word(f'label.weights.{judge}', value)}"
+    if group == "engine" and not role:
+        return f"every role has an engine or a '{name}' of its own, so '{key}' is for none; leave it out"
     kinds = GROUPS.get("engine" if role else group, {})
     having = [preset.removeprefix("schema_") for preset, model in kinds.items() if name in model.model_fields]
-    if group == "engine" and not role:
-        words = " ".join(_word(f"{one}.{name}", value) for one in ROLES)
-        return f"'engine' has no settings: engine=PRESET chooses for all roles, and each role has its own; type {words}"
     if having and len(kinds) > 1:
         chosen = f"{group}.kind={_at(values, group.split('.')).get('kind')}"
         also = " or ".join(f"{group}={preset}" for preset in having)

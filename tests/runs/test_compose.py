@@ -12,7 +12,7 @@ from constitutional.base.errors import ConfigurationError, ConstitutionalError, 
 from constitutional.base.shipped import shipped
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.model_files import recommended
-from constitutional.engines.settings import LocalSettings, ScriptedSettings, role_settings
+from constitutional.engines.settings import HttpSettings, LocalSettings, ScriptedSettings, role_settings
 from constitutional.runs.compose import compose, dump, freeze, load, sweep, unchecked
 from constitutional.runs.runner import sampling_in_words
 from constitutional.runs.settings import GROUPS, ConstitutionSettings, RunConfig
@@ -278,6 +278,16 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path: Path, content: str, 
 def test_a_missing_configuration_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="No such file or directory; name a run folder such as runs/first"):
         load(tmp_path / "nothing")
+
+
+def test_a_setting_of_the_engine_is_one_of_all_roles_without_their_own() -> None:
+    words = ["engine=http", "engine.url=http://127.0.0.1:1/v1", "engine.model=m", "critic.model=c", "labeler=local"]
+    config = compose([*words, "engine.extra={model: other}"])
+    assert isinstance(config.generator, HttpSettings)
+    assert isinstance(config.critic, HttpSettings)
+    assert (config.generator.url, config.critic.url) == ("http://127.0.0.1:1/v1",) * 2
+    assert (config.generator.model, config.critic.model, config.labeler.kind) == ("m", "c", "local")
+    assert config.critic.extra == {"model": "other"}
 
 
 def test_every_setting_says_what_it_is() -> None:

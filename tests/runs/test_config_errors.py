@@ -275,14 +275,11 @@ def test_a_setting_of_another_option_names_both_options(overrides: list[str], na
     assert re.search(named, line)
 
 
-def test_a_setting_of_all_engines_is_typed_for_every_role() -> None:
-    found = lines_of("engine=scripted", "engine.function=mine.py:answer")[-1]
-    typed = [f"{role}.function=mine.py:answer" for role in ("generator", "critic", "labeler")]
-    words = [word for word in shlex.split(found.partition("; type ")[2]) if "=" in word]
-    assert [word.replace("'", "") for word in words] == typed
-    assert "well" not in found
-    config = compose(["engine=scripted", *words])
-    assert getattr(config.generator, "function", "").endswith("mine.py:answer")
+def test_a_setting_of_all_engines_that_no_role_has_or_takes_is_refused() -> None:
+    lines = lines_of("engine=http", "engine.model=m", "engine.urll=http://127.0.0.1:1/v1")
+    assert any("did you mean labeler.url" in line for line in lines)
+    (line,) = lines_of("generator=local", "critic=local", "labeler=local", "engine.batch_size=3")
+    assert line.startswith("every role has an engine or a 'batch_size' of its own")
 
 
 def test_prompts_of_a_file_are_not_thrown_away_for_those_of_the_sandbox() -> None:
