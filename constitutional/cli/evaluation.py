@@ -76,6 +76,12 @@ def _eval(arguments: argparse.Namespace) -> None:
     with RunContext(config, constitution, templates, progress) as context:
         judge = context.journalled(context.given("labeler"))
         same = context.given("labeler") == context.given("generator")
+        if evaluation.name in JUDGED and not same and getattr(context.given("labeler"), "path", None) == SANDBOX:
+            raise UsageError(
+                "the labeler judges the replies, and it is the sandbox's model, which knows the words of its own small "
+                "world alone; type engine=http engine.url=… engine.model=… for a server as both, or for another judge "
+                "labeler.path=FOLDER or labeler=http"
+            )
         model = judge if tries_labeler or same else context.journalled(context.given("generator"))
         subject = Subject(
             model,
@@ -100,7 +106,7 @@ def _eval(arguments: argparse.Namespace) -> None:
         if getattr(asked, "path", None) == SANDBOX:
             progress.say(
                 "warning: this is the sandbox's model, which knows the words of its own small world alone, so that a "
-                "score on a public set says next to nothing; type model.path=FOLDER, or generator=http for a server"
+                "score on a public set says next to nothing; type model.path=FOLDER, or engine=http for a server"
             )
         with progress.task(f"eval {evaluation.name}", steps(evaluation, subject), "answers") as task:
             evaluated = evaluate(

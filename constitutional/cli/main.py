@@ -405,6 +405,9 @@ def _export(arguments: argparse.Namespace) -> None:
         print(f"Upload them; then: constitutional batch import {run} ANSWERS…; {more} before `constitutional run`")
     else:
         print("no server's answer is missing; `constitutional run` goes on")
+    if words := [word for word in arguments.overrides if not word.startswith("until=")]:
+        # A server that is asked in another way than the batch was has no answer in it.
+        print(f"Type these words in that command, too: {printable(shlex.join(words))}")
 
 
 def _import(arguments: argparse.Namespace) -> int:

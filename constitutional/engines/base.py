@@ -94,7 +94,7 @@ def without_thinking(role: str = "") -> str:
         role: who replies, where that may be another model than the one that is trained.
     """
     other = f" ({role}.template for a local model of its own)" if role else ""
-    return f"model.template={{enable_thinking: false}}{other}, by which Qwen3 and others reply at once"
+    return f'"model.template={{enable_thinking: false}}"{other}, by which Qwen3 and others reply at once'
 
 
 class TooLongError(ModelError):

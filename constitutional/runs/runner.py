@@ -227,8 +227,14 @@ def sampling_in_words(config: RunConfig) -> str:
 
 
 def _out_of_its_world(run_context: RunContext) -> str:
-    """A warning where the sandbox's model is asked what people wrote; empty where it is not."""
+    """A warning where the sandbox's model is asked what people wrote, or learns it; empty where it is not."""
     generator = run_context.given("generator")
+    drafter = getattr(generator, "path", None) or getattr(generator, "model", None)
+    if run_context.config.model.path == SANDBOX and drafter not in (None, SANDBOX):
+        return (
+            f"warning: {drafter} drafts, and what is trained is the sandbox's model, which knows the words of its own "
+            "small world alone; for a model of yours type model.path=FOLDER"
+        )
     if getattr(generator, "path", None) != SANDBOX or not isinstance(run_context.config.prompts, FilePrompts):
         return ""
     return (
@@ -262,7 +268,7 @@ def thinking(run_context: RunContext) -> Iterator[str]:
 
         own: Any = models[of[0]]  # the others of a line have the same
         tokenizer = load_tokenizer(model_folder(path, revision), pad_token=own.pad_token, template=own.template)
-        remedy = f"to turn that off, type {key}.template={{enable_thinking: false}}"
+        remedy = f'to turn that off, type "{key}.template={{enable_thinking: false}}"'
         if how := thinks(tokenizer):
             yield (
                 f"warning: {path} ({', '.join(of)}) thinks before it replies. Its thoughts are left out of what it "

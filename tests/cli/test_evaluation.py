@@ -203,7 +203,11 @@ def test_a_runs_name_is_refused_where_no_run_is_looked_at(
 def test_a_generator_of_the_users_own_is_what_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     function = tmp_path / "mine.py"
     function.write_text('def answer(request):\n    return "I cannot help with that."\n')
-    words = ["generator=scripted", f"generator.function={function}:answer", f"journal.path={tmp_path}/j.sqlite"]
+    words = [f"generator.function={function}:answer", f"journal.path={tmp_path}/j.sqlite"]
+    # The sandbox's model would judge what it cannot read.
+    assert cli.main(["eval", str(ROWS / FILES["xstest"]), "generator=scripted", *words]) == 2
+    assert "labeler.path=FOLDER" in capsys.readouterr().err
+    words = ["engine=scripted", f"engine.function={function}:answer", "label.method=votes", words[1]]
     value = evaluated(capsys, ROWS / FILES["xstest"], *words)
     assert value["model"] == f"{function}:answer"
     refused = {metric["metric"]: metric["value"] for metric in value["metrics"]}

@@ -21,13 +21,13 @@ from constitutional.cli import show
 from constitutional.cli.find import find
 from constitutional.constitution.file import load_constitution
 from constitutional.judging.understanding import PrincipleMeaning
-from constitutional.runs.compose import compose
+from constitutional.runs.compose import compose, freeze
 from constitutional.runs.context import WITHOUT_ENCODER, FinishedRun, RunContext, as_models_read, selected
 from constitutional.runs.folder import RunStore
 from constitutional.runs.manifest import ENTRY, StageEntry, read_checked, write_checked
 from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes
-from constitutional.runs.runner import _check_model, compare, load_run, ready, run
+from constitutional.runs.runner import _check_model, _out_of_its_world, compare, load_run, ready, run
 from constitutional.runs.settings import RunConfig
 from constitutional.runs.status import outdated
 from constitutional.sandbox import MODEL_FOLDER
@@ -807,3 +807,22 @@ def test_without_the_device_it_was_made_on_and_with_stray_files_nothing_is_made_
     (config.run_folder / "03_sft" / "sft_model" / "README.md").write_text("A note.")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     assert started() == []
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], ""),
+        (["prompts.path={prompts}"], "the prompts are put to the sandbox's model"),
+        (["generator=http", "generator.url=http://127.0.0.1:1/v1", "generator.model=big"], "warning: big drafts"),
+        (["labeler=http", "labeler.url=http://127.0.0.1:1/v1", "labeler.model=big"], ""),
+    ],
+)
+def test_a_run_says_where_the_sandboxs_model_reads_what_it_cannot(tmp_path: Path, words: list[str], said: str) -> None:
+    prompts = tmp_path / "mine.txt"
+    prompts.write_text("How do tides work?\n" * 3)
+    config = freeze(compose([f"folder={tmp_path}", *(word.format(prompts=prompts) for word in words)]))
+    with RunContext(config, selected(config), load_prompts(None), Progress(StringIO())) as run_context:
+        line = _out_of_its_world(run_context)
+    assert said in line
+    assert bool(said) == bool(line)
