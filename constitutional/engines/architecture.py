@@ -73,8 +73,10 @@ def read_config(file: Path) -> "PretrainedConfig":
 
 
 def cache_bytes(config: "PretrainedConfig", itemsize: int) -> int:
-    """Bytes of the keys and values of one token, in all layers, of numbers of `itemsize` bytes."""
+    """Bytes of the keys and values of one token, in all layers, of numbers of `itemsize` bytes; 0 without attention."""
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
+    if not heads:  # Mamba's states do not grow with what is read
+        return 0
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * int(text.num_hidden_layers) * int(heads) * int(width) * itemsize

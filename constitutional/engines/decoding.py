@@ -39,6 +39,8 @@ SPARE: Final = 256
 MOST_LOGITS: Final = 2**28
 """Most numbers that the logits of one pass over responses to be scored have: 1 GiB in 32 bits, and there are three
 such: as they come, in 32 bits, and as logarithms of probabilities."""
+ALONE: Final = ("rwkv", "xlstm")
+"""Kinds of models that answer one request at a time: transformers' code of them takes no notice of a row's padding."""
 BLOCK: Final = 128
 """Tokens of the vocabulary whose probabilities are added up in 32 bits; sums of blocks are added up in 64."""
 
@@ -291,6 +293,7 @@ class Decoder:
             if self.layers:
                 self._write(deque(rows), slots, done)
             else:
+                slots = 1 if self.model.config.model_type in ALONE else slots
                 for start in range(0, len(rows), slots):
                     self._generate(rows[start : start + slots], done)
 

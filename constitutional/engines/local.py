@@ -354,7 +354,7 @@ def fitting_batch(model: "PreTrainedModel") -> int:
 def batch_beside(weights: float, token: float, memory: float, most: int) -> int:
     """The batch that should fit beside the weights (bytes), where keys and values of a token have `token` bytes."""
     # A part of it is left to what is computed, and prompts that wait take as much as those that are being answered.
-    return max(1, min(most, int((memory * FILLED - weights) / (2 * token * USUAL_TOKENS))))
+    return max(1, min(most, int((memory * FILLED - weights) / (2 * max(1, token) * USUAL_TOKENS))))
 
 
 def physical_memory() -> int:

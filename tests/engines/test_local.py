@@ -13,6 +13,7 @@ import pytest
 from constitutional.base.errors import ModelError
 from constitutional.base.records import Message
 from constitutional.engines import decoding, local
+from constitutional.engines.architecture import cache_bytes
 from constitutional.engines.base import Engine, Request, Sampling
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.local import LocalEngine, load_model
@@ -470,6 +471,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     # What keeps no keys and values, or no positions, is answered by transformers' own loop.
     "BloomConfig": {"n_layer": 2, "n_head": 4},
     "Lfm2Config": {"layer_types": ["conv", "full_attention"]},
+    "MambaConfig": {},
+    "Mamba2Config": {"num_heads": 4, "n_groups": 1, "chunk_size": 16},
+    "RwkvConfig": {},
 }
 
 
@@ -488,7 +492,8 @@ def test_every_kind_of_model_answers_as_by_itself(engine: LocalEngine, config: s
             getattr(transformers, config)(**settings)
         )
     own = LocalEngine(model.eval(), tokenizer, batch_size=2)
-    assert (plain_layers(model) == 2) == (config not in ("BloomConfig", "Lfm2Config"))
+    by_transformers = {"BloomConfig", "Lfm2Config", "MambaConfig", "Mamba2Config", "RwkvConfig"}
+    assert (plain_layers(model) == 2) == (config not in by_transformers)
     before = model.config._attn_implementation
     conversations = [(Message("user", "tree " * count + "grow"),) for count in (40, 1, 12, 3, 40)]
     replies = own.complete(
@@ -636,6 +641,15 @@ def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(
         # Sums of 128 numbers of 32 bits are right to about seven digits.
         low, high = exact[row, token] - weights[row, token].double(), exact[row, token]
         assert low * (1 - 1e-6) <= share * exact[row, -1] <= high * (1 + 1e-6)
+
+
+def test_a_model_without_keys_and_values_has_the_largest_batch_beside_its_weights() -> None:
+    from transformers import MambaConfig
+
+    token = cache_bytes(MambaConfig(), 2)
+    assert token == 0
+    assert local.batch_beside(1 << 30, token, 16 << 30, 64) == 64
+    assert local.batch_beside(16 << 30, token, 16 << 30, 64) == 1
 
 
 # Weights and padding.
