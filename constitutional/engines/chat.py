@@ -65,13 +65,28 @@ def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template
     return tokenizer
 
 
+def check_answering(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer with which no model can answer here.
+
+    Raises:
+        ModelError: it has no chat template, or no token for padding.
+    """
+    ChatTokens(tokenizer)  # says what it needs
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its tokenizer has no pad token; name one of its tokens that occurs in no text with "
+            "model.pad_token=TOKEN (or that role's, such as labeler.pad_token=TOKEN, where a role's path names this "
+            "model)"
+        )
+
+
 def _with_arguments(folder: Path | str, text: str, arguments: Arguments) -> str:
     """The template with its clock stopped and its arguments set; unchanged where that was done before."""
     added, mark, own = text.rpartition(_ADDED)
     if unread := [name for name in arguments if not re.search(rf"\b{name}\b", own)]:
         raise ModelError(
-            f"{folder}: its chat template reads no argument {', '.join(unread)}; correct the name in model.template, "
-            "or take it out"
+            f"{folder}: its chat template reads no argument {', '.join(unread)}; correct the name in model.template (or "
+            "that role's, such as labeler.template, where a role's path names this model), or take it out"
         )
     if "strftime_now" in own and not mark:
         directives = [f"%{letter}" for letter in "aAbBcdDeFHIjmMpSTuwxXyYzZ"] + ["%-d", "%-m", "%-H", "%-I", "%%"]

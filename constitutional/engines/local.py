@@ -30,6 +30,7 @@ from constitutional.engines.chat import (
     NOW,
     Arguments,
     ChatTokens,
+    check_answering,
     context_length,
     end_tokens,
     load_tokenizer,
@@ -76,18 +77,12 @@ def load_model(
     disable_progress_bar()  # type: ignore[no-untyped-call]
     device, dtype = placed(device, dtype)
     tokenizer = load_tokenizer(folder, pad_token=pad_token, template=template)
+    check_answering(tokenizer)
     try:
         # Other files of weights are not in a model's identity.
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
-    if not tokenizer.chat_template:
-        raise ModelError(f"{folder}: its tokenizer has no chat template; use a chat model, or add one")
-    if tokenizer.pad_token_id is None:
-        raise ModelError(
-            f"{folder}: its tokenizer has no pad token; name one of its tokens that occurs in no text with "
-            "model.pad_token=TOKEN"
-        )
     model.generation_config = _only_ends(model, tokenizer)
     model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     return model.eval(), tokenizer  # type: ignore[no-untyped-call] # of transformers

@@ -249,7 +249,11 @@ def ways_of_answering(run_context: RunContext) -> Iterator[str]:
 
 
 def thinking(run_context: RunContext) -> Iterator[str]:
-    """A line for every model here whose chat template lets it think before it replies; servers' are not known."""
+    """A line for every model here whose chat template lets it think before it replies; servers' are not known.
+
+    Raises:
+        ModelError: a tokenizer is one with which its model cannot answer.
+    """
     config = run_context.config
     models = {role: run_context.given(role) for role in ("base", "generator", "critic", *config.judges.values())}
     alike: dict[tuple[str, str | None, str], list[str]] = {}
@@ -258,10 +262,12 @@ def thinking(run_context: RunContext) -> Iterator[str]:
             same = (settings.path, settings.template) == (config.model.path, config.model.template)
             alike.setdefault((settings.path, settings.revision, "model" if same else role), []).append(role)
     for (path, revision, key), of in alike.items():
-        from constitutional.engines.chat import load_tokenizer, thinks
+        from constitutional.engines.chat import check_answering, load_tokenizer, thinks
 
         own: Any = models[of[0]]  # the others of a line have the same
         tokenizer = load_tokenizer(model_folder(path, revision), pad_token=own.pad_token, template=own.template)
+        if isinstance(own, ModelSettings):  # said here, before anything is paid for
+            check_answering(tokenizer)
         remedy = f"to turn that off, type {key}.template={{enable_thinking: false}}"
         if how := thinks(tokenizer):
             yield (

@@ -672,6 +672,10 @@ def test_a_tokenizer_without_a_token_for_padding_is_given_one(tmp_path: Path) ->
         load_model(folder)
     with pytest.raises(ModelError, match=r'has no token "<pad>" for padding; it has .*"<\|eot_id\|>"'):
         load_model(folder, pad_token=unknown)
+    (folder / "model.safetensors").rename(tmp_path / "weights")
+    with pytest.raises(ModelError, match="has no pad token"):  # before weights are loaded, of which there are none
+        load_model(folder)
+    (tmp_path / "weights").rename(folder / "model.safetensors")
     engine = LocalEngine(*load_model(folder, device="cpu", pad_token=known))
     padded = engine.complete([Request(QUESTION, GREEDY), Request(CONVERSATION, GREEDY)])
     alone = [engine.complete([Request(each, GREEDY)])[0] for each in (QUESTION, CONVERSATION)]
