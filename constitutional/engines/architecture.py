@@ -72,6 +72,12 @@ def read_config(file: Path) -> "PretrainedConfig":
     return config
 
 
+def unloadable(folder: Path | str, error: Exception, kind: str = "a causal language model") -> ModelError:
+    """What to say where transformers cannot load a model: its own reason, in one line."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return ModelError(f"{folder}: cannot be loaded as {kind}: {reason}")
+
+
 def cache_bytes(config: "PretrainedConfig", itemsize: int) -> int:
     """Bytes of the keys and values of one token, in all layers, of numbers of `itemsize` bytes; 0 without attention."""
     text = config.get_text_config()

@@ -14,6 +14,7 @@ from jinja2 import TemplateError
 from constitutional.base.errors import ModelError
 from constitutional.base.message import Message
 from constitutional.base.text import thoughts_apart
+from constitutional.engines.architecture import unloadable
 from constitutional.engines.base import Completion, Finish, Request, TooLongError
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template
 
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise unloadable(folder, error) from error
     # Rows that are too long are left out and counted, or refused; a library's warning would only repeat it.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if pad_token is not None:

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.cores import shared_cores
-from constitutional.base.errors import ModelError
-from constitutional.engines.architecture import cache_bytes
+from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.engines.architecture import cache_bytes, unloadable
 from constitutional.engines.base import Completion, Engine, Request, Ticket
 from constitutional.engines.chat import (
     NOW,
@@ -67,24 +67,36 @@ def load_model(
     Of the model's own generation settings only the end tokens are kept: how replies are sampled, the caller decides.
 
     Raises:
+        ConfigurationError: there is no such device.
         ModelError: the model cannot be loaded, or lacks what the project needs of it.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     # Bars over a model's weights would stand among the lines that say how far a run is.
     disable_progress_bar()  # type: ignore[no-untyped-call]
     device, dtype = placed(device, dtype)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"device={device}: PyTorch finds no GPU here; type device=cpu, or leave it empty to take what there is"
+        )
     tokenizer = load_tokenizer(folder, pad_token=pad_token, template=template)
     check_answering(tokenizer)
     try:
         # Other files of weights are not in a model's identity.
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+        model.to(device)
+    except (OSError, ValueError, RuntimeError, ImportError, AssertionError, MemoryError, SafetensorError) as error:
+        if out_of_memory(error):
+            half = "type dtype=bfloat16 beside its path, or " if dtype == "float32" else ""
+            raise ModelError(
+                f"{folder}: does not fit into the memory of the {device} in {dtype}: {_first_line(error)}; {half}take "
+                "a smaller model or a larger machine; `constitutional plan` says what fits"
+            ) from error
+        raise unloadable(folder, error) from error
     model.generation_config = _only_ends(model, tokenizer)
-    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     return model.eval(), tokenizer  # type: ignore[no-untyped-call] # of transformers
 
 
@@ -121,10 +133,15 @@ def placed(device: str, dtype: str) -> tuple[str, str]:
 
     That is a CUDA or ROCm GPU, or else Apple's, or else the CPU; bfloat16 on a GPU that computes in it, float16 on one
     that does not, and float32 on the CPU.
+
+    Raises:
+        ConfigurationError: there is no such device.
     """
     import torch
 
-    if not device:
+    if device:
+        _check_device(device)
+    else:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if dtype == "auto":
         dtype = "float32"
@@ -134,6 +151,25 @@ def placed(device: str, dtype: str) -> tuple[str, str]:
         elif device.startswith("mps"):
             dtype = "bfloat16" if torch.backends.mps.is_macos_or_newer(14, 0) else "float16"
     return device, dtype
+
+
+def _check_device(device: str) -> None:
+    """Refuse what is no device. A machine without any GPU passes: answers of one may all be in a journal."""
+    import torch
+
+    try:
+        index = torch.device(device).index or 0
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"device={device} is no device that PyTorch knows; type cpu, cuda, cuda:1 for the second GPU, mps, or "
+            "leave it empty to take what there is"
+        ) from error
+    gpus = torch.cuda.device_count() if device.startswith("cuda") and torch.cuda.is_available() else 0
+    if 0 < gpus <= index:
+        raise ConfigurationError(
+            f"device={device}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}, and the last one is "
+            f"cuda:{gpus - 1}; CUDA_VISIBLE_DEVICES may hide others"
+        )
 
 
 class LocalEngine(Engine):
@@ -241,7 +277,7 @@ class LocalEngine(Engine):
         except (MemoryError, RuntimeError) as error:  # also torch.OutOfMemoryError
             if not out_of_memory(error):
                 raise
-            return f"no memory is left for the model: {str(error).strip().splitlines()[0]}"
+            return f"no memory is left for the model: {_first_line(error)}"
         return ""
 
     def _answer(
@@ -366,6 +402,11 @@ def out_of_memory(error: BaseException) -> bool:
 
     texts = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, of which many lines may follow; a bare MemoryError says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def free_memory() -> None:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
 from constitutional.base.message import Message
+from constitutional.engines.architecture import unloadable
 from constitutional.engines.chat import Tokenizer, load_tokenizer
 from constitutional.training.quiet import quiet_libraries
 from constitutional.training.rows import chat, token_ids
@@ -212,8 +213,8 @@ def check_reward_model(folder: Path) -> None:
                             f"{member}: its head {name} has the shape {shape}, and that of a reward model "
                             f"{list(weight.shape)}, with one number as its output; name another model"
                         )
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise ModelError(f"{member}: cannot be loaded as a reward model: {error}") from error
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+            raise unloadable(member, error, "a reward model") from error
 
 
 def _is_head(weight: str, model: Any) -> bool:  # noqa: ANN401
@@ -255,6 +256,7 @@ def load_reward_model(
         ModelError: it cannot be loaded, lacks weights, or has no chat template.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
@@ -267,8 +269,8 @@ def load_reward_model(
             model, found = AutoModelForSequenceClassification.from_pretrained(
                 folder, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a reward model: {error}") from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise unloadable(folder, error, "a reward model") from error
     if missing := [name for name in found["missing_keys"] if not (new_head and _is_head(name, model))]:
         raise _headless(folder, missing)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the head finds the last token

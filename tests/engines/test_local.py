@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from constitutional.base.errors import ModelError
+from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.base.records import Message
 from constitutional.engines import decoding, local
 from constitutional.engines.architecture import cache_bytes
@@ -533,7 +533,7 @@ def test_prompts_share_what_they_begin_with() -> None:
 class Small(torch.nn.Module):  # type: ignore[misc,name-defined] # torch may not be there
     """A model with room for so many rows."""
 
-    def __init__(self, model: Any, rows: int, message: str = "", longest: int = 1000) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, rows: int, message: str | None = "", longest: int = 1000) -> None:  # noqa: ANN401
         super().__init__()
         self.inner = model
         self.room = rows
@@ -551,6 +551,8 @@ class Small(torch.nn.Module):  # type: ignore[misc,name-defined] # torch may not
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         if len(input_ids) > self.room or int(position_ids.max()) >= self.longest:
+            if self.message is None:
+                raise MemoryError
             raise RuntimeError(self.message) if self.message else torch.OutOfMemoryError("CUDA out of memory.")
         options |= {"position_ids": position_ids, "past_key_values": past_key_values, "logits_to_keep": logits_to_keep}
         return self.inner(input_ids=input_ids, **options)
@@ -560,11 +562,12 @@ class Small(torch.nn.Module):  # type: ignore[misc,name-defined] # torch may not
     "message",
     [
         "",
+        None,  # as Python's own says nothing
         "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
         "MPS backend out of memory (MPS allocated: 9 GB)",
     ],
 )
-def test_a_batch_that_does_not_fit_into_memory_is_halved(engine: LocalEngine, message: str) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_halved(engine: LocalEngine, message: str | None) -> None:
     lines: list[str] = []
     model: Any = Small(engine.model, 3, message)
     small = LocalEngine(model, engine.tokenizer, batch_size=16, say=lines.append)
@@ -652,6 +655,41 @@ def test_a_model_without_keys_and_values_has_the_largest_batch_beside_its_weight
     assert local.batch_beside(16 << 30, token, 16 << 30, 64) == 1
 
 
+@pytest.mark.parametrize(
+    ("device", "gpus", "words"),
+    [("gpu", 0, r"device=gpu is no device.*cuda:1"), ("cuda:3", 1, r"1 GPU, and the last one is cuda:0")],
+)
+def test_a_device_that_is_not_there_is_named(
+    device: str, gpus: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ConfigurationError, match=words):
+        local.placed(device, "auto")
+
+
+def test_a_gpu_where_there_is_none_is_refused_only_when_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert local.placed("cuda", "auto") == ("cuda", "bfloat16")  # whose answers a journal may hold
+    with pytest.raises(ConfigurationError, match=r"device=cuda: PyTorch finds no GPU here; type device=cpu"):
+        load_model(tiny_model(tmp_path, "llama"), device="cuda")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_model_that_does_not_fit_into_the_memory_says_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    folder = tiny_model(tmp_path, "llama")
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(ModelError, match=r"does not fit into the memory of the cpu in float32: .*dtype=bfloat16"):
+        load_model(folder, device="cpu")
+
+
 # Weights and padding.
 
 
@@ -664,6 +702,20 @@ def test_only_weights_that_the_identity_covers_are_loaded(engine: LocalEngine, t
     for load in (load_model, load_reward_model):
         with pytest.raises(ModelError, match=r"cannot be loaded as a .* model: .*safetensors"):
             load(tmp_path)
+
+
+def test_weights_that_cannot_be_read_or_need_another_package_are_named_in_one_line(tmp_path: Path) -> None:
+    for name in ("short", "quantised"):
+        shutil.copytree(tiny_model(tmp_path, "llama"), tmp_path / name)
+    weights = tmp_path / "short" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    config = json.loads((tmp_path / "quantised" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    (tmp_path / "quantised" / "config.json").write_text(json.dumps(config))
+    for name in ("short", "quantised"):
+        with pytest.raises(ModelError, match=f"{name}: cannot be loaded as a causal language model: ") as raised:
+            load_model(tmp_path / name, device="cpu")
+        assert "\n" not in str(raised.value)
 
 
 def test_a_tokenizer_without_a_token_for_padding_is_given_one(tmp_path: Path) -> None:
