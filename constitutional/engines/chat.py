@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -119,6 +120,47 @@ def plain(tokenizer: Tokenizer, text: str) -> str:
     end = len(text.rstrip())
     control = _control(tokenizer, str(tokenizer.chat_template))
     return control.sub(lambda match: REMOVED if match.end() < end else "", text)
+
+
+def put_plainly(tokenizer: Tokenizer, turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as a chat template takes it, without control tokens in its content.
+
+    The arguments of a tool call are JSON text in OpenAI's form and objects elsewhere. Where a template refuses one of
+    the two, it is given the other.
+    """
+    turn = {**turn, "content": plain(tokenizer, turn["content"])}
+    form = _arguments_form(tokenizer, str(tokenizer.chat_template)) if turn.get("tool_calls") else ""
+    return turn | {"tool_calls": _in_form(turn["tool_calls"], form)} if form else turn
+
+
+def _in_form(calls: Any, form: str) -> Any:  # noqa: ANN401 - whatever a file has there
+    """The tool calls with arguments as text or as objects; what cannot be had in that form stays."""
+    if isinstance(calls, list):
+        return [_in_form(call, form) for call in calls]
+    if not isinstance(calls, dict):
+        return calls
+    if isinstance(calls.get("function"), dict):
+        return calls | {"function": _in_form(calls["function"], form)}
+    arguments = calls.get("arguments")
+    if form == "text" and isinstance(arguments, dict):
+        return calls | {"arguments": json.dumps(arguments, ensure_ascii=False)}
+    if form == "object" and isinstance(arguments, str):
+        with suppress(ValueError):
+            return calls | {"arguments": json.loads(arguments)}
+    return calls
+
+
+@lru_cache(maxsize=8)
+def _arguments_form(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - the template is the tokenizer's
+    """The form in which a template takes the arguments of tool calls, text or object, if it refuses the other."""
+    taken = []
+    forms: dict[str, object] = {"text": '{"wexu": 1}', "object": {"wexu": 1}}
+    for form, arguments in forms.items():
+        # Mistral's templates want an id of nine characters.
+        call = {"id": "wexuwexu1", "type": "function", "function": {"name": "wexu", "arguments": arguments}}
+        if _rendered(tokenizer, [_QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}]):
+            taken.append(form)
+    return taken[0] if len(taken) == 1 else ""
 
 
 @lru_cache(maxsize=8)
@@ -246,7 +288,7 @@ def _no_system(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - th
     return "" if "Qavo" in text else "leaves system messages out"
 
 
-def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], **arguments: bool) -> str:
+def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **arguments: bool) -> str:
     """A conversation in the chat template; empty where the template refuses it."""
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
@@ -277,7 +319,7 @@ class ChatTokens:
         What is known of a reply (its first words, or `suffix`) stands behind an empty thought, where the template
         writes a thought before replies. A template without system messages has them at the user's first one's front.
         """
-        turns = [turn.turn() | {"content": plain(self.tokenizer, turn.content)} for turn in messages]
+        turns = [put_plainly(self.tokenizer, turn.turn()) for turn in messages]
         if [turn.role for turn in messages[:2]] == ["system", "user"] and no_system(self.tokenizer):
             system, user, *rest = turns
             turns = [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
@@ -286,7 +328,7 @@ class ChatTokens:
         begun = turns.pop()["content"] if messages[-1].role == "assistant" else ""
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise ModelError(
                 f"{self.tokenizer.name_or_path}: its chat template refuses a conversation of the roles {roles}: "
