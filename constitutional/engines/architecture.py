@@ -58,7 +58,7 @@ def config_file(path: str, revision: str | None = None) -> Path:
 
 
 def read_config(file: Path) -> "PretrainedConfig":
-    """A model's configuration.
+    """A model's configuration, of its `config.json` or of the folder that has one.
 
     Raises:
         ModelError: the file is none, or of a model that transformers does not know.
@@ -66,16 +66,23 @@ def read_config(file: Path) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(file)
+        config: PretrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}: is no configuration of a model that transformers knows: {error}") from error
+        problem = f"is no configuration of a model that transformers knows: {_reason(error)}"
+        raise ModelError(f"{file}: {problem}") from error
     return config
 
 
 def unloadable(folder: Path | str, error: Exception, kind: str = "a causal language model") -> ModelError:
     """What to say where transformers cannot load a model: its own reason, in one line."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return ModelError(f"{folder}: cannot be loaded as {kind}: {reason}")
+    return ModelError(f"{folder}: cannot be loaded as {kind}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:  # transformers advises what no setting offers
+        return "it needs code of its own, which is never run here; take a model that transformers itself knows"
+    return text or type(error).__name__
 
 
 def cache_bytes(config: "PretrainedConfig", itemsize: int) -> int:

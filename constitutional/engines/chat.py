@@ -44,7 +44,7 @@ def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise unloadable(folder, error) from error
     # Rows that are too long are left out and counted, or refused; a library's warning would only repeat it.

@@ -86,7 +86,9 @@ def load_model(
     check_answering(tokenizer)
     try:
         # Other files of weights are not in a model's identity.
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
+        )
         model.to(device)
     except (OSError, ValueError, RuntimeError, ImportError, AssertionError, MemoryError, SafetensorError) as error:
         if out_of_memory(error):

@@ -105,7 +105,7 @@ def run(settings: Settings, context: StageContext) -> None:
     quiet_libraries()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            settings.folder, dtype="auto", use_safetensors=True, output_loading_info=True
+            settings.folder, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise unloadable(settings.folder, error) from error

@@ -38,7 +38,7 @@ def preflight_folder(
     from transformers import GenerationConfig
 
     tokenizer = load_tokenizer(folder, pad_token=pad_token, template=template)
-    config = read_config(folder / "config.json")
+    config = read_config(folder)
     file = folder / "generation_config.json"
     generation = GenerationConfig.from_pretrained(folder) if file.exists() else None
     ends = end_tokens(tokenizer, config, generation)

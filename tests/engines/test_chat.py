@@ -115,7 +115,9 @@ def test_a_tool_call_that_the_template_cannot_write_is_named() -> None:
     tokenizer.chat_template = chat_template("glm4moe")
     call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "Oslo"}}
     asked = (*QUESTION, Message("assistant", "", json.dumps({"tool_calls": [call]})), Message("tool", "Rain."))
-    with pytest.raises(ModelError, match=r'template refuses a conversation of the roles user, assistant, tool.*"How do'):
+    with pytest.raises(
+        ModelError, match=r'template refuses a conversation of the roles user, assistant, tool.*"How do'
+    ):
         ChatTokens(tokenizer).ids(asked)
     with pytest.raises(ModelError, match=r'template refuses the row that begins "How do'):
         token_ids(tokenizer, chat(asked))

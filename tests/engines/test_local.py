@@ -4,6 +4,7 @@ import math
 import re
 import shutil
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,12 @@ from constitutional.base.records import Message
 from constitutional.engines import decoding, local
 from constitutional.engines.architecture import cache_bytes
 from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.engines.chat import load_tokenizer
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.local import LocalEngine, load_model
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import MODEL_FOLDER
+from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import load_reward_model
 from tests.tiny import chat_template, tiny_model, without_padding
 
@@ -702,6 +705,36 @@ def test_only_weights_that_the_identity_covers_are_loaded(engine: LocalEngine, t
     for load in (load_model, load_reward_model):
         with pytest.raises(ModelError, match=r"cannot be loaded as a .* model: .*safetensors"):
             load(tmp_path)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_code_from_a_models_folder_is_never_run_and_nobody_is_asked_whether_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_model(tmp_path, "llama"), folder)
+    ran = tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: pass\n")
+    changes: dict[str, Any] = {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    changes |= {} if known else {"model_type": "own"}
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    asked: list[str] = []
+    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+    if known:  # transformers' own code of the architecture is taken
+        load_model(folder, device="cpu")
+        preflight_folder(folder)
+    else:
+        for load in (load_model, preflight_folder):
+            with pytest.raises(ModelError, match=r"code of its own, which is never run here; take a model"):
+                load(folder)
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with suppress(ModelError):
+        load_tokenizer(folder)
+    assert not asked
+    assert not ran.exists()
 
 
 def test_weights_that_cannot_be_read_or_need_another_package_are_named_in_one_line(tmp_path: Path) -> None:
