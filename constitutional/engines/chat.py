@@ -3,8 +3,8 @@
 import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from datetime import UTC, datetime
 from contextlib import suppress
+from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -76,9 +76,9 @@ def check_answering(tokenizer: Tokenizer) -> None:
     ChatTokens(tokenizer)  # says what it needs
     if tokenizer.pad_token_id is None:
         raise ModelError(
-            f"{tokenizer.name_or_path}: its tokenizer has no pad token; name one of its tokens that occurs in no text with "
-            "model.pad_token=TOKEN (or that role's, such as labeler.pad_token=TOKEN, where a role's path names this "
-            "model)"
+            f"{tokenizer.name_or_path}: its tokenizer has no pad token; name one of its tokens that occurs in no "
+            "text with model.pad_token=TOKEN (or that role's, such as labeler.pad_token=TOKEN, where a role's path "
+            "names this model)"
         )
 
 
@@ -87,8 +87,8 @@ def _with_arguments(folder: Path | str, text: str, arguments: Arguments) -> str:
     added, mark, own = text.rpartition(_ADDED)
     if unread := [name for name in arguments if not re.search(rf"\b{name}\b", own)]:
         raise ModelError(
-            f"{folder}: its chat template reads no argument {', '.join(unread)}; correct the name in model.template (or "
-            "that role's, such as labeler.template, where a role's path names this model), or take it out"
+            f"{folder}: its chat template reads no argument {', '.join(unread)}; correct the name in model.template "
+            "(or that role's, such as labeler.template, where a role's path names this model), or take it out"
         )
     if "strftime_now" in own and not mark:
         directives = [f"%{letter}" for letter in "aAbBcdDeFHIjmMpSTuwxXyYzZ"] + ["%-d", "%-m", "%-H", "%-I", "%%"]
@@ -323,6 +323,7 @@ class ChatTokens:
         if [turn.role for turn in messages[:2]] == ["system", "user"] and no_system(self.tokenizer):
             system, user, *rest = turns
             turns = [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
+        check_shown(self.tokenizer, turns)
         # The assistant's first words stand behind the generation prompt exactly as they are; many templates, and
         # transformers' own way to continue a message, would strip spaces from them.
         begun = turns.pop()["content"] if messages[-1].role == "assistant" else ""
@@ -417,12 +418,36 @@ def room_to_reply(
     return check
 
 
+def check_shown(tokenizer: Tokenizer, turns: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a conversation of which the template leaves a message out without a word.
+
+    Many do so with the role developer, some with tools' answers or with a system message that is not the first.
+
+    Raises:
+        ModelError: it leaves one out.
+    """
+    special = {at for at, turn in enumerate(turns) if turn["role"] not in ("user", "assistant", "system")}
+    special |= {at for at, turn in enumerate(turns) if at and turn["role"] == "system"}
+    if not special:
+        return
+    text = _rendered(tokenizer, [{**turn, "content": f"Qavo{at}x"} for at, turn in enumerate(turns)])
+    if lost := [turns[at]["role"] for at in sorted(special) if text and f"Qavo{at}x" not in text]:
+        users = [Message("user", turn["content"]) for turn in turns if turn["role"] == "user"]
+        where = f"the conversation that begins {beginning(users)} has one" if users else "a conversation has one"
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its chat template leaves out {'later ' if lost[0] == 'system' else ''}messages "
+            f"of the role {lost[0]}, and {where}; give it the role system at the conversation's beginning, put its "
+            "words into the user's message, or take another model"
+        )
+
+
 def check_system(tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
-    """Refuse a system message in what a model is to be trained on, where its template shows it none.
+    """Refuse messages in what a model is to be trained on that its template does not show it, such as a system message.
 
     Raises:
         ModelError: there is one.
     """
+    check_shown(tokenizer, [message.turn() for message in messages])
     if messages[0].role == "system" and (problem := no_system(tokenizer)):
         raise ModelError(
             f"{tokenizer.name_or_path}: its chat template {problem}, and the conversation that begins "

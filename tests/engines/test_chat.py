@@ -334,6 +334,33 @@ def test_a_template_without_system_messages_has_them_in_the_users_and_a_training
         check_system(tokenizer, (system, *talk))
 
 
+CALL = Message("assistant", "", '{"tool_calls": [{"function": {"name": "rain", "arguments": {"city": "Oslo"}}}]}')
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "lost"),
+    [
+        ("qwen3_instruct_2507", (Message("developer", "In French."), *QUESTION), "developer"),
+        ("llama3_1", (Message("developer", "In French."), *QUESTION), ""),
+        ("phi3", (*QUESTION, CALL, Message("tool", "Rain.")), "tool"),
+        ("qwen3", (*QUESTION, CALL, Message("tool", "Rain.")), ""),
+        ("qwen3_vl", (*QUESTION, Message("assistant", "Dig."), Message("system", "Be brief."), *QUESTION), "system"),
+        ("qwen3", (*QUESTION, Message("assistant", "Dig."), Message("system", "Be brief."), *QUESTION), ""),
+    ],
+)
+def test_a_message_that_the_template_leaves_out_is_named(
+    template: str, messages: tuple[Message, ...], lost: str
+) -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    tokenizer.chat_template = chat_template(template)
+    for check in (ChatTokens(tokenizer).ids, lambda turns: check_system(tokenizer, turns)):
+        if lost:
+            with pytest.raises(ModelError, match=rf"leaves out .*messages of the role {lost}.*How do I plant a tree"):
+                check(messages)
+        else:
+            check(messages)
+
+
 @pytest.mark.parametrize("template", ["llama3", "qwen3", "gemma3"])
 def test_a_template_with_system_messages_keeps_them(template: str) -> None:
     tokenizer = speaking(template)
