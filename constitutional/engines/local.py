@@ -13,6 +13,7 @@ run that is killed afterwards differ in rounding from one that is not.
 """
 
 import hashlib
+import json
 import logging
 import os
 import threading
@@ -50,6 +51,8 @@ FILLED: Final = 0.7
 """The part of the memory that the model, and keys and values, are to take."""
 WAVE: Final = 4
 """Batches of a wave: more lose less time while the last replies end, and a kill loses more."""
+OVERFLOWING: Final = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "glm4", "plamo2")
+"""Kinds of models whose numbers grow larger than float16 has any; vLLM refuses most of them in it."""
 LARGE: Final = 50_000_000
 """Parameters of a model that is large for a CPU."""
 
@@ -77,7 +80,7 @@ def load_model(
 
     # Bars over a model's weights would stand among the lines that say how far a run is.
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    device, dtype = placed(device, dtype)
+    device, dtype = placed(device, dtype, folder)
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigurationError(
             f"device={device}: PyTorch finds no GPU here; type device=cpu, or leave it empty to take what there is"
@@ -130,11 +133,11 @@ def answers_identity(weights: str, dtype: str, device: str) -> str:
     return hashlib.sha256(f"local 3 {_versions()} {weights} {dtype} {device} {NOW:%Y-%m-%d}".encode()).hexdigest()
 
 
-def placed(device: str, dtype: str) -> tuple[str, str]:
+def placed(device: str, dtype: str, folder: Path | str = "") -> tuple[str, str]:
     """Where a model goes and in which number format, where an empty device and `auto` leave that to the machine.
 
     That is a CUDA or ROCm GPU, or else Apple's, or else the CPU; bfloat16 on a GPU that computes in it, float16 on one
-    that does not, and float32 on the CPU.
+    that does not, and float32 on the CPU and where the model in `folder` is of a kind that float16 is too small for.
 
     Raises:
         ConfigurationError: there is no such device.
@@ -152,7 +155,17 @@ def placed(device: str, dtype: str) -> tuple[str, str]:
             dtype = "float16" if old else "bfloat16"
         elif device.startswith("mps"):
             dtype = "bfloat16" if torch.backends.mps.is_macos_or_newer(14, 0) else "float16"
+        if dtype == "float16" and _overflows(folder):
+            dtype = "float32"
     return device, dtype
+
+
+def _overflows(folder: Path | str) -> bool:
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # that it cannot be read, loading it says
+        return False
+    return config.get("model_type") in OVERFLOWING
 
 
 def _check_device(device: str) -> None:

@@ -103,7 +103,7 @@ def engine_arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
     Raises:
         ConfigurationError: the adapter's rank is higher than vLLM allows.
     """
-    device, dtype = placed("", settings.dtype or "auto")
+    device, dtype = placed("", settings.dtype or "auto", folder)
     arguments: dict[str, Any] = {
         "model": str(folder),
         "dtype": dtype,
@@ -343,7 +343,7 @@ class VllmEngine(Engine):
     @property
     def identity(self) -> str:
         """SHA-256 of the weights and how vLLM answers on this machine."""
-        device, dtype = placed("", self.settings.dtype or "auto")
+        device, dtype = placed("", self.settings.dtype or "auto", self.folder)
         text = f"{self.version} 2 torch {version('torch')} {self.weights} {dtype} {device} {NOW:%Y-%m-%d}"
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import math
@@ -633,6 +634,38 @@ def test_a_model_goes_where_it_is_fastest(
     assert local.placed("", "auto") == expected
     assert local.placed("cpu", "auto") == ("cpu", "float32")
     assert local.placed("", "float16") == (expected[0], "float16")
+
+
+@pytest.mark.parametrize(("kind", "expected"), [("gemma3", "float32"), ("qwen3", "float16")])
+def test_a_model_that_float16_is_too_small_for_computes_in_32_bits(
+    kind: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert local.placed("", "auto", tmp_path) == ("cuda", expected)
+    assert local.placed("", "float16", tmp_path) == ("cuda", "float16")
+
+
+@pytest.mark.parametrize("kind", ["plain", "by transformers"])
+def test_a_model_that_computes_nan_answers_nothing_and_says_what_to_type(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    model = copy.deepcopy(engine.model)
+    model.lm_head.weight.data.fill_(math.nan)
+    monkeypatch.setattr(decoding, "plain_layers", plain_layers if kind == "plain" else lambda _: 0)
+    broken = LocalEngine(model, engine.tokenizer, batch_size=2)
+    for request in (Request(QUESTION, GREEDY), Request(QUESTION), Request(QUESTION, choices=(" A", " B"))):
+        with pytest.raises(ModelError, match=r"computes NaN.*weights are broken"):
+            broken.complete([request])
+    broken.model = model.half()
+    with pytest.raises(ModelError, match=r"computes NaN.* float16.*model\.dtype=float32"):
+        broken.complete([Request(QUESTION, GREEDY)])
+
+
+def test_no_token_is_drawn_from_outside_the_vocabulary() -> None:
+    weights = torch.full((1, 300), math.nan)  # of three blocks of 128, the last of which is filled up
+    assert invert(weights, [0.5])[0] < 300
 
 
 @pytest.mark.parametrize("vocabulary", [3, 128, 300, 50_000])
