@@ -21,6 +21,8 @@ WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 """The weights, or the list of the files that they are divided into."""
 DOWNLOADED: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+NOT_DOWNLOADED: Final = ("consolidated*", "original/*", "onnx/*")
+"""The same weights once more in other forms, which transformers does not read: Mistral's, gpt-oss's, and ONNX."""
 
 
 def model_folder(path: str, revision: str | None = None) -> Path:
@@ -73,7 +75,8 @@ def _downloaded(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
+        taken, left = list(DOWNLOADED), list(NOT_DOWNLOADED)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=taken, ignore_patterns=left))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"'{name}' is no folder here and cannot be downloaded from the hub: {problem}") from error
