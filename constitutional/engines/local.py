@@ -18,7 +18,8 @@ import logging
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -403,12 +404,33 @@ def batch_beside(weights: float, token: float, memory: float, most: int) -> int:
     return max(1, min(most, int((memory * FILLED - weights) / (2 * max(1, token) * USUAL_TOKENS))))
 
 
-def physical_memory() -> int:
-    """Bytes of memory of the machine; where the system does not say, enough for any batch."""
+def physical_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may have: the machine's, or less where a container or a job has a limit.
+
+    Where the system does not say, enough for any batch.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return 1 << 50
+        machine = 1 << 50
+    return min([machine, *_memory_limits(root)])
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    """The limits of this process's control group and of those that it is in, by either version of Linux's."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for group in groups:
+        _, kinds, path = group.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        folder = root / ("sys/fs/cgroup/memory" if kinds else "sys/fs/cgroup")
+        for part in ("", *path.strip("/").split("/")):
+            folder /= part
+            with suppress(OSError, ValueError):  # no limit is the word max, and a container may not see its own path
+                yield int((folder / ("memory.limit_in_bytes" if kinds else "memory.max")).read_text(encoding="utf-8"))
 
 
 def out_of_memory(error: BaseException) -> bool:

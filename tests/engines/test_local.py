@@ -615,6 +615,30 @@ def test_the_batch_fits_into_the_memory(engine: LocalEngine, memory: int, monkey
 
 
 @pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {"memory.max": "1048576\n"}, 1 << 20),  # a container
+        (
+            "0::/system/job\n",
+            {"memory.max": "max\n", "system/memory.max": "4096", "system/job/memory.max": "max"},
+            4096,
+        ),
+        ("5:devices:/a\n4:cpu,memory:/job/1\n", {"memory/job/1/memory.limit_in_bytes": "8192\n"}, 8192),
+        ("0::/\n", {"memory.max": str(1 << 60)}, None),
+        ("0::/gone\n", {}, None),
+    ],
+)
+def test_the_memory_is_that_which_the_process_may_have(
+    groups: str, files: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
+    written = {"proc/self/cgroup": groups} | {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert local.physical_memory(tmp_path) == (expected or local.physical_memory(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
     ("cuda", "mps", "bfloat16", "expected"),
     [
         (True, False, True, ("cuda", "bfloat16")),
