@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LOADED: Final = 2
 """Most models in memory at once: one that answers and one that judges. Another takes the place of the one that was
-asked least recently."""
+asked least recently. Sessions hold theirs to their end, so a panel's judges are all in memory while they judge."""
 
 
 class Models:
