@@ -42,7 +42,7 @@ from constitutional.data.evaluation import load_sets
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.base import Sampling
-from constitutional.engines.model_files import Recommended, model_folder, recommended
+from constitutional.engines.model_files import Recommended, model_folder, not_taken, recommended
 from constitutional.engines.settings import (
     SANDBOX,
     Budget,
@@ -207,10 +207,15 @@ def fetched(config: RunConfig) -> RunConfig:
 
 
 def sampling_in_words(config: RunConfig) -> str:
-    """How replies are sampled where the models recommend it and nobody said another; empty where all is at 1."""
+    """How replies are sampled where the models recommend it and nobody said another, and what of that is not taken.
+
+    Empty where the models recommend nothing.
+    """
     usual = recommended(config.model.path, config.model.revision)
+    more = not_taken(config.model.path, config.model.revision)
+    left = ", ".join(f"{name} {value:g}" for name, value in more.items())
     if usual in (None, Recommended()):
-        return ""
+        return f"sampling: {left}, as the model's generation_config.json recommends, is not taken" if left else ""
     drafts, pairs, replies = config.critique_revise, config.sample_pairs, config.evaluate
     said = {
         "critique_revise": Sampling.of(drafts.temperature, drafts.top_p, 1),
@@ -223,6 +228,7 @@ def sampling_in_words(config: RunConfig) -> str:
     return (
         f"sampling: temperature {usual.temperature:g} and top_p {usual.top_p:g}, as the model's generation_config.json "
         f"recommends, in {', '.join(taken)}; {taken[0]}.temperature=… sets another"
+        + (f"; its {left} is not taken" if left else "")
     )
 
 
