@@ -261,6 +261,18 @@ def _no_thought(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - t
     return f"{space}</think>{space}{space}"
 
 
+@lru_cache(maxsize=8)
+def _channel(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - the template is the tokenizer's
+    """Control tokens that stand before a reply where the model itself would have to write them, as gpt-oss's does."""
+    opening = _rendered(tokenizer, [_QUESTION], add_generation_prompt=True)
+    if opening == _rendered(tokenizer, [_QUESTION]):  # it opens no reply, and what it writes before one is the role
+        return ""
+    before, reply, _ = _rendered(tokenizer, [_QUESTION, {"role": "assistant", "content": "Qavo"}]).rpartition("Qavo")
+    between = before.removeprefix(opening)
+    marked = reply and between != before and "</think>" not in between and re.search(r"<\|[^<>\s]+\|>", between)
+    return between.strip() if marked else ""
+
+
 def thinks(tokenizer: Tokenizer) -> Literal["", "switch", "always"]:
     """Whether a chat template lets its model think before replies, and whether `enable_thinking: false` ends that.
 
@@ -303,13 +315,20 @@ class ChatTokens:
     """How a conversation is put to a model: in its chat template, with no control tokens from within a message.
 
     Raises:
-        ModelError: the tokenizer has no chat template.
+        ModelError: the tokenizer has no chat template, or one that puts replies into a channel.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if not tokenizer.chat_template:
             raise ModelError(
                 f"{tokenizer.name_or_path}: its tokenizer has no chat template; use a chat model, or add one"
+            )
+        if channel := _channel(tokenizer, str(tokenizer.chat_template)):
+            raise ModelError(
+                f"{tokenizer.name_or_path}: its chat template writes {channel} before a reply, and its model's "
+                "thoughts into channels of their own, which are not told apart here; take another model, or have a "
+                "server answer with this one, such as labeler=http labeler.url=http://127.0.0.1:8000/v1 "
+                "labeler.model=NAME"
             )
         self.tokenizer: Any = tokenizer
 

@@ -268,12 +268,12 @@ def thinking(run_context: RunContext) -> Iterator[str]:
             same = (settings.path, settings.template) == (config.model.path, config.model.template)
             alike.setdefault((settings.path, settings.revision, "model" if same else role), []).append(role)
     for (path, revision, key), of in alike.items():
-        from constitutional.engines.chat import check_answering, load_tokenizer, thinks
+        from constitutional.engines.chat import ChatTokens, check_answering, load_tokenizer, thinks
 
         own: Any = models[of[0]]  # the others of a line have the same
         tokenizer = load_tokenizer(model_folder(path, revision), pad_token=own.pad_token, template=own.template)
-        if isinstance(own, ModelSettings):  # said here, before anything is paid for
-            check_answering(tokenizer)
+        # Said here, before anything is paid for; vLLM pads nothing.
+        (check_answering if isinstance(own, ModelSettings) else ChatTokens)(tokenizer)
         remedy = f"to turn that off, type {key}.template={{enable_thinking: false}}"
         if how := thinks(tokenizer):
             yield (

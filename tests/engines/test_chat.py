@@ -334,6 +334,14 @@ def test_a_template_without_system_messages_has_them_in_the_users_and_a_training
         check_system(tokenizer, (system, *talk))
 
 
+def test_a_template_that_puts_replies_into_a_channel_is_refused() -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    tokenizer.chat_template = chat_template("gptoss")
+    # A choice would be read behind <|start|>assistant, where gpt-oss itself writes <|channel|>.
+    with pytest.raises(ModelError, match=r"writes <\|channel\|>final<\|message\|> before a reply.*labeler=http"):
+        ChatTokens(tokenizer)
+
+
 CALL = Message("assistant", "", '{"tool_calls": [{"function": {"name": "rain", "arguments": {"city": "Oslo"}}}]}')
 
 
