@@ -93,7 +93,7 @@ def load_model(
         model = AutoModelForCausalLM.from_pretrained(
             folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
-        model.to(device)
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     except (OSError, ValueError, RuntimeError, ImportError, AssertionError, MemoryError, SafetensorError) as error:
         if out_of_memory(error):
             half = "type dtype=bfloat16 beside its path, or " if dtype == "float32" else ""

@@ -265,7 +265,7 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
     verdicts = [None if critique.failed else _violates(critique.text, settings) for critique in critiques]
     limit = settings.critique_max_tokens
     _warn_of_thoughts("critiques", critiques, "evaluate.critique_max_tokens", limit, context, "critic")
-    failed = Counter(critique.finish for critique in critiques if critique.failed)
+    failed = Counter(str(critique.finish) for critique in critiques if critique.failed)
     problems = {"critiques": len(asked), "unreadable critiques": verdicts.count(None) - failed.total()}
     for finish, why in (("too_long", "too long to ask for"), ("refusal", "refused"), ("error", "which failed")):
         if failed[finish]:

@@ -682,7 +682,7 @@ def test_a_model_that_computes_nan_answers_nothing_and_says_what_to_type(
     for request in (Request(QUESTION, GREEDY), Request(QUESTION), Request(QUESTION, choices=(" A", " B"))):
         with pytest.raises(ModelError, match=r"computes NaN.*weights are broken"):
             broken.complete([request])
-    broken.model = model.half()
+    broken.model = model.to(torch.float16)
     with pytest.raises(ModelError, match=r"computes NaN.* float16.*model\.dtype=float32"):
         broken.complete([Request(QUESTION, GREEDY)])
 
@@ -778,7 +778,12 @@ def test_code_from_a_models_folder_is_never_run_and_nobody_is_asked_whether_to(
     (folder / "config.json").write_text(json.dumps(config))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     asked: list[str] = []
-    monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or "y")
+
+    def yes(question: str) -> str:
+        asked.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", yes)
     if known:  # transformers' own code of the architecture is taken
         load_model(folder, device="cpu")
         preflight_folder(folder)

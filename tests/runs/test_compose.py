@@ -448,7 +448,13 @@ def test_the_run_says_how_replies_are_sampled_where_the_model_recommends_it(tmp_
 
 
 def test_the_run_says_what_of_a_models_recommendation_it_does_not_take(tmp_path: Path) -> None:
-    both = {"do_sample": True, "temperature": 0.2, "top_k": 20, "min_p": 0.0, "repetition_penalty": 1.05}
+    both: dict[str, object] = {
+        "do_sample": True,
+        "temperature": 0.2,
+        "top_k": 20,
+        "min_p": 0.0,
+        "repetition_penalty": 1.05,
+    }
     model = model_with(tmp_path / "m", both)
     said = sampling_in_words(freeze(composed(f"model.path={model}")))
     assert "temperature 0.2 and top_p 1" in said
