@@ -58,7 +58,7 @@ def config_file(path: str, revision: str | None = None) -> Path:
 
 
 def read_config(file: Path) -> "PretrainedConfig":
-    """A model's configuration.
+    """A model's configuration, of its `config.json` or of the folder that has one.
 
     Raises:
         ModelError: the file is none, or of a model that transformers does not know.
@@ -66,15 +66,30 @@ def read_config(file: Path) -> "PretrainedConfig":
     from transformers import AutoConfig
 
     try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(file)
+        config: PretrainedConfig = AutoConfig.from_pretrained(file, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{file}: is no configuration of a model that transformers knows: {error}") from error
+        problem = f"is no configuration of a model that transformers knows: {_reason(error)}"
+        raise ModelError(f"{file}: {problem}") from error
     return config
 
 
+def unloadable(folder: Path | str, error: Exception, kind: str = "a causal language model") -> ModelError:
+    """What to say where transformers cannot load a model: its own reason, in one line."""
+    return ModelError(f"{folder}: cannot be loaded as {kind}: {_reason(error)}")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if "trust_remote_code" in text:  # transformers advises what no setting offers
+        return "it needs code of its own, which is never run here; take a model that transformers itself knows"
+    return text or type(error).__name__
+
+
 def cache_bytes(config: "PretrainedConfig", itemsize: int) -> int:
-    """Bytes of the keys and values of one token, in all layers, of numbers of `itemsize` bytes."""
+    """Bytes of the keys and values of one token, in all layers, of numbers of `itemsize` bytes; 0 without attention."""
     text = config.get_text_config()
-    heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    heads = getattr(text, "num_key_value_heads", None) or getattr(text, "num_attention_heads", 0)
+    if not heads:  # Mamba's states do not grow with what is read
+        return 0
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return 2 * int(text.num_hidden_layers) * int(heads) * int(width) * itemsize

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import pairwise
@@ -14,6 +15,7 @@ from jinja2 import TemplateError
 from constitutional.base.errors import ModelError
 from constitutional.base.message import Message
 from constitutional.base.text import thoughts_apart
+from constitutional.engines.architecture import unloadable
 from constitutional.engines.base import Completion, Finish, Request, TooLongError
 
 if TYPE_CHECKING:
@@ -42,9 +44,9 @@ def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template
     from transformers import AutoTokenizer
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise unloadable(folder, error) from error
     # Rows that are too long are left out and counted, or refused; a library's warning would only repeat it.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if pad_token is not None:
@@ -65,13 +67,28 @@ def load_tokenizer(folder: Path | str, *, pad_token: str | None = None, template
     return tokenizer
 
 
+def check_answering(tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer with which no model can answer here.
+
+    Raises:
+        ModelError: it has no chat template, or no token for padding.
+    """
+    ChatTokens(tokenizer)  # says what it needs
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its tokenizer has no pad token; name one of its tokens that occurs in no "
+            "text with model.pad_token=TOKEN (or that role's, such as labeler.pad_token=TOKEN, where a role's path "
+            "names this model)"
+        )
+
+
 def _with_arguments(folder: Path | str, text: str, arguments: Arguments) -> str:
     """The template with its clock stopped and its arguments set; unchanged where that was done before."""
     added, mark, own = text.rpartition(_ADDED)
     if unread := [name for name in arguments if not re.search(rf"\b{name}\b", own)]:
         raise ModelError(
-            f"{folder}: its chat template reads no argument {', '.join(unread)}; correct the name in model.template, "
-            "or take it out"
+            f"{folder}: its chat template reads no argument {', '.join(unread)}; correct the name in model.template "
+            "(or that role's, such as labeler.template, where a role's path names this model), or take it out"
         )
     if "strftime_now" in own and not mark:
         directives = [f"%{letter}" for letter in "aAbBcdDeFHIjmMpSTuwxXyYzZ"] + ["%-d", "%-m", "%-H", "%-I", "%%"]
@@ -103,6 +120,47 @@ def plain(tokenizer: Tokenizer, text: str) -> str:
     end = len(text.rstrip())
     control = _control(tokenizer, str(tokenizer.chat_template))
     return control.sub(lambda match: REMOVED if match.end() < end else "", text)
+
+
+def put_plainly(tokenizer: Tokenizer, turn: Mapping[str, Any]) -> dict[str, Any]:
+    """A message as a chat template takes it, without control tokens in its content.
+
+    The arguments of a tool call are JSON text in OpenAI's form and objects elsewhere. Where a template refuses one of
+    the two, it is given the other.
+    """
+    turn = {**turn, "content": plain(tokenizer, turn["content"])}
+    form = _arguments_form(tokenizer, str(tokenizer.chat_template)) if turn.get("tool_calls") else ""
+    return turn | {"tool_calls": _in_form(turn["tool_calls"], form)} if form else turn
+
+
+def _in_form(calls: Any, form: str) -> Any:  # noqa: ANN401 - whatever a file has there
+    """The tool calls with arguments as text or as objects; what cannot be had in that form stays."""
+    if isinstance(calls, list):
+        return [_in_form(call, form) for call in calls]
+    if not isinstance(calls, dict):
+        return calls
+    if isinstance(calls.get("function"), dict):
+        return calls | {"function": _in_form(calls["function"], form)}
+    arguments = calls.get("arguments")
+    if form == "text" and isinstance(arguments, dict):
+        return calls | {"arguments": json.dumps(arguments, ensure_ascii=False)}
+    if form == "object" and isinstance(arguments, str):
+        with suppress(ValueError):
+            return calls | {"arguments": json.loads(arguments)}
+    return calls
+
+
+@lru_cache(maxsize=8)
+def _arguments_form(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - the template is the tokenizer's
+    """The form in which a template takes the arguments of tool calls, text or object, if it refuses the other."""
+    taken = []
+    forms: dict[str, object] = {"text": '{"wexu": 1}', "object": {"wexu": 1}}
+    for form, arguments in forms.items():
+        # Mistral's templates want an id of nine characters.
+        call = {"id": "wexuwexu1", "type": "function", "function": {"name": "wexu", "arguments": arguments}}
+        if _rendered(tokenizer, [_QUESTION, {"role": "assistant", "content": "", "tool_calls": [call]}]):
+            taken.append(form)
+    return taken[0] if len(taken) == 1 else ""
 
 
 @lru_cache(maxsize=8)
@@ -203,6 +261,18 @@ def _no_thought(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - t
     return f"{space}</think>{space}{space}"
 
 
+@lru_cache(maxsize=8)
+def _channel(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - the template is the tokenizer's
+    """Control tokens that stand before a reply where the model itself would have to write them, as gpt-oss's does."""
+    opening = _rendered(tokenizer, [_QUESTION], add_generation_prompt=True)
+    if opening == _rendered(tokenizer, [_QUESTION]):  # it opens no reply, and what it writes before one is the role
+        return ""
+    before, reply, _ = _rendered(tokenizer, [_QUESTION, {"role": "assistant", "content": "Qavo"}]).rpartition("Qavo")
+    between = before.removeprefix(opening)
+    marked = reply and between != before and "</think>" not in between and re.search(r"<\|[^<>\s]+\|>", between)
+    return between.strip() if marked else ""
+
+
 def thinks(tokenizer: Tokenizer) -> Literal["", "switch", "always"]:
     """Whether a chat template lets its model think before replies, and whether `enable_thinking: false` ends that.
 
@@ -230,7 +300,7 @@ def _no_system(tokenizer: Tokenizer, template: str) -> str:  # noqa: ARG001 - th
     return "" if "Qavo" in text else "leaves system messages out"
 
 
-def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]], **arguments: bool) -> str:
+def _rendered(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], **arguments: bool) -> str:
     """A conversation in the chat template; empty where the template refuses it."""
     try:
         return str(tokenizer.apply_chat_template(messages, tokenize=False, **arguments))
@@ -245,13 +315,20 @@ class ChatTokens:
     """How a conversation is put to a model: in its chat template, with no control tokens from within a message.
 
     Raises:
-        ModelError: the tokenizer has no chat template.
+        ModelError: the tokenizer has no chat template, or one that puts replies into a channel.
     """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerBase") -> None:
         if not tokenizer.chat_template:
             raise ModelError(
                 f"{tokenizer.name_or_path}: its tokenizer has no chat template; use a chat model, or add one"
+            )
+        if channel := _channel(tokenizer, str(tokenizer.chat_template)):
+            raise ModelError(
+                f"{tokenizer.name_or_path}: its chat template writes {channel} before a reply, and its model's "
+                "thoughts into channels of their own, which are not told apart here; take another model, or have a "
+                "server answer with this one, such as labeler=http labeler.url=http://127.0.0.1:8000/v1 "
+                "labeler.model=NAME"
             )
         self.tokenizer: Any = tokenizer
 
@@ -261,16 +338,17 @@ class ChatTokens:
         What is known of a reply (its first words, or `suffix`) stands behind an empty thought, where the template
         writes a thought before replies. A template without system messages has them at the user's first one's front.
         """
-        turns = [turn.turn() | {"content": plain(self.tokenizer, turn.content)} for turn in messages]
+        turns = [put_plainly(self.tokenizer, turn.turn()) for turn in messages]
         if [turn.role for turn in messages[:2]] == ["system", "user"] and no_system(self.tokenizer):
             system, user, *rest = turns
             turns = [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
+        check_shown(self.tokenizer, turns)
         # The assistant's first words stand behind the generation prompt exactly as they are; many templates, and
         # transformers' own way to continue a message, would strip spaces from them.
         begun = turns.pop()["content"] if messages[-1].role == "assistant" else ""
         try:
             text = self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError) as error:
             roles = ", ".join(turn["role"] for turn in turns)
             raise ModelError(
                 f"{self.tokenizer.name_or_path}: its chat template refuses a conversation of the roles {roles}: "
@@ -359,12 +437,36 @@ def room_to_reply(
     return check
 
 
+def check_shown(tokenizer: Tokenizer, turns: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a conversation of which the template leaves a message out without a word.
+
+    Many do so with the role developer, some with tools' answers or with a system message that is not the first.
+
+    Raises:
+        ModelError: it leaves one out.
+    """
+    special = {at for at, turn in enumerate(turns) if turn["role"] not in ("user", "assistant", "system")}
+    special |= {at for at, turn in enumerate(turns) if at and turn["role"] == "system"}
+    if not special:
+        return
+    text = _rendered(tokenizer, [{**turn, "content": f"Qavo{at}x"} for at, turn in enumerate(turns)])
+    if lost := [turns[at]["role"] for at in sorted(special) if text and f"Qavo{at}x" not in text]:
+        users = [Message("user", turn["content"]) for turn in turns if turn["role"] == "user"]
+        where = f"the conversation that begins {beginning(users)} has one" if users else "a conversation has one"
+        raise ModelError(
+            f"{tokenizer.name_or_path}: its chat template leaves out {'later ' if lost[0] == 'system' else ''}messages "
+            f"of the role {lost[0]}, and {where}; give it the role system at the conversation's beginning, put its "
+            "words into the user's message, or take another model"
+        )
+
+
 def check_system(tokenizer: Tokenizer, messages: Sequence[Message]) -> None:
-    """Refuse a system message in what a model is to be trained on, where its template shows it none.
+    """Refuse messages in what a model is to be trained on that its template does not show it, such as a system message.
 
     Raises:
         ModelError: there is one.
     """
+    check_shown(tokenizer, [message.turn() for message in messages])
     if messages[0].role == "system" and (problem := no_system(tokenizer)):
         raise ModelError(
             f"{tokenizer.name_or_path}: its chat template {problem}, and the conversation that begins "

@@ -96,5 +96,5 @@ def _made_of(settings: NodeSettings) -> str:
             parts.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             parts.append(f"no {package}")
-    device, dtype = placed(getattr(settings, "device", ""), settings.dtype or "auto")
+    device, dtype = placed(getattr(settings, "device", ""), settings.dtype or "auto", settings.path or "")
     return f"{', '.join(parts)}, {dtype} on {device.partition(':')[0]}"

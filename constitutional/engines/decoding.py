@@ -10,6 +10,7 @@ In the buffer all rows end at the same column, where the next token is written, 
 So a row lies in one piece, and sliding windows, which models measure in columns, are right.
 """
 
+import math
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import torch
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
+from constitutional.base.errors import ModelError
 from constitutional.engines.attention import grouped_attention, plain_layers
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import shared_beginning
@@ -39,6 +41,8 @@ SPARE: Final = 256
 MOST_LOGITS: Final = 2**28
 """Most numbers that the logits of one pass over responses to be scored have: 1 GiB in 32 bits, and there are three
 such: as they come, in 32 bits, and as logarithms of probabilities."""
+ALONE: Final = ("rwkv", "xlstm")
+"""Kinds of models that answer one request at a time: transformers' code of them takes no notice of a row's padding."""
 BLOCK: Final = 128
 """Tokens of the vocabulary whose probabilities are added up in 32 bits; sums of blocks are added up in 64."""
 
@@ -291,6 +295,7 @@ class Decoder:
             if self.layers:
                 self._write(deque(rows), slots, done)
             else:
+                slots = 1 if self.model.config.model_type in ALONE else slots
                 for start in range(0, len(rows), slots):
                     self._generate(rows[start : start + slots], done)
 
@@ -325,6 +330,8 @@ class Decoder:
         self, rows: Sequence[Continuation], logits: torch.Tensor, done: Callable[[Continuation], None]
     ) -> list[int]:
         """Add a token to every row; returns which of them have ended."""
+        if not all(row.ids for row in rows) and bool(logits.isnan().any()):
+            raise self._broken()
         ended = []
         for index, (row, token) in enumerate(zip(rows, draw(rows, logits), strict=True)):
             row.ids.append(token)
@@ -480,7 +487,7 @@ class Decoder:
         """
         with self._computing():
             if not self.layers:
-                return [self._score_whole(options) for options in requests]
+                return [self._numbers(self._score_whole(options)) for options in requests]
             shared = [shared_beginning(options) for options in requests]
             ends = self.read([options[0][: at - 1] for options, at in zip(requests, shared, strict=True)], rows)
             tails: list[_Tail] = []
@@ -494,8 +501,26 @@ class Decoder:
                 taken = fitting_rows([len(tail.read) for tail in tails[:rows]], self.vocabulary)
                 sums += self._score_tails(tails[:taken])
                 tails = tails[taken:]
-        flat = iter(sums)
+        flat = iter(self._numbers(sums))
         return [[next(flat) for _ in options] for options in requests]
+
+    def _numbers(self, of_choices: list[float]) -> list[float]:
+        """The log-probabilities, if they are numbers."""
+        if any(map(math.isnan, of_choices)):
+            raise self._broken()
+        return of_choices
+
+    def _broken(self) -> ModelError:
+        """What to say of a model whose logits are NaN: every reply would be made of one and the same token."""
+        said = f"{self.model.config.name_or_path}: its model computes NaN in place of numbers"
+        if self.model.dtype == torch.float16:
+            return ModelError(
+                f"{said} in float16, which has none above 65,504; type model.dtype=float32 (or that role's, such as "
+                "labeler.dtype=float32)"
+            )
+        return ModelError(
+            f"{said}, so its weights are broken; download it again, or train it anew with a lower learning_rate"
+        )
 
     def _score_tails(self, tails: Sequence["_Tail"]) -> list[float]:
         width = max(len(tail.read) for tail in tails)
@@ -582,7 +607,7 @@ def invert(weights: torch.Tensor, uniform: Sequence[float]) -> list[int]:
     tokens: list[int] = (block * BLOCK + _passed(chosen.to(exact, torch.float64).cumsum(-1), target - before))[
         :, 0
     ].tolist()
-    return tokens
+    return [min(token, weights.shape[1] - 1) for token in tokens]  # the last block is filled up
 
 
 def _passed(cumulative: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

@@ -13,23 +13,26 @@ run that is killed afterwards differ in rounding from one that is not.
 """
 
 import hashlib
+import json
 import logging
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.cores import shared_cores
-from constitutional.base.errors import ModelError
-from constitutional.engines.architecture import cache_bytes
+from constitutional.base.errors import ConfigurationError, ModelError
+from constitutional.engines.architecture import cache_bytes, unloadable
 from constitutional.engines.base import Completion, Engine, Request, Ticket
 from constitutional.engines.chat import (
     NOW,
     Arguments,
     ChatTokens,
+    check_answering,
     context_length,
     end_tokens,
     load_tokenizer,
@@ -49,6 +52,8 @@ FILLED: Final = 0.7
 """The part of the memory that the model, and keys and values, are to take."""
 WAVE: Final = 4
 """Batches of a wave: more lose less time while the last replies end, and a kill loses more."""
+OVERFLOWING: Final = ("gemma2", "gemma3", "gemma3_text", "gemma3n", "gemma3n_text", "glm4", "plamo2")
+"""Kinds of models whose numbers grow larger than float16 has any; vLLM refuses most of them in it."""
 LARGE: Final = 50_000_000
 """Parameters of a model that is large for a CPU."""
 
@@ -66,30 +71,38 @@ def load_model(
     Of the model's own generation settings only the end tokens are kept: how replies are sampled, the caller decides.
 
     Raises:
+        ConfigurationError: there is no such device.
         ModelError: the model cannot be loaded, or lacks what the project needs of it.
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     # Bars over a model's weights would stand among the lines that say how far a run is.
     disable_progress_bar()  # type: ignore[no-untyped-call]
-    device, dtype = placed(device, dtype)
+    device, dtype = placed(device, dtype, folder)
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigurationError(
+            f"device={device}: PyTorch finds no GPU here; type device=cpu, or leave it empty to take what there is"
+        )
     tokenizer = load_tokenizer(folder, pad_token=pad_token, template=template)
+    check_answering(tokenizer)
     try:
         # Other files of weights are not in a model's identity.
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype), use_safetensors=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
-    if not tokenizer.chat_template:
-        raise ModelError(f"{folder}: its tokenizer has no chat template; use a chat model, or add one")
-    if tokenizer.pad_token_id is None:
-        raise ModelError(
-            f"{folder}: its tokenizer has no pad token; name one of its tokens that occurs in no text with "
-            "model.pad_token=TOKEN"
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=getattr(torch, dtype), use_safetensors=True, trust_remote_code=False
         )
+        model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
+    except (OSError, ValueError, RuntimeError, ImportError, AssertionError, MemoryError, SafetensorError) as error:
+        if out_of_memory(error):
+            half = "type dtype=bfloat16 beside its path, or " if dtype == "float32" else ""
+            raise ModelError(
+                f"{folder}: does not fit into the memory of the {device} in {dtype}: {_first_line(error)}; {half}take "
+                "a smaller model or a larger machine; `constitutional plan` says what fits"
+            ) from error
+        raise unloadable(folder, error) from error
     model.generation_config = _only_ends(model, tokenizer)
-    model.to(device)  # type: ignore[arg-type]  # transformers' wrapper hides the signature
     return model.eval(), tokenizer  # type: ignore[no-untyped-call] # of transformers
 
 
@@ -121,15 +134,20 @@ def answers_identity(weights: str, dtype: str, device: str) -> str:
     return hashlib.sha256(f"local 3 {_versions()} {weights} {dtype} {device} {NOW:%Y-%m-%d}".encode()).hexdigest()
 
 
-def placed(device: str, dtype: str) -> tuple[str, str]:
+def placed(device: str, dtype: str, folder: Path | str = "") -> tuple[str, str]:
     """Where a model goes and in which number format, where an empty device and `auto` leave that to the machine.
 
     That is a CUDA or ROCm GPU, or else Apple's, or else the CPU; bfloat16 on a GPU that computes in it, float16 on one
-    that does not, and float32 on the CPU.
+    that does not, and float32 on the CPU and where the model in `folder` is of a kind that float16 is too small for.
+
+    Raises:
+        ConfigurationError: there is no such device.
     """
     import torch
 
-    if not device:
+    if device:
+        _check_device(device)
+    else:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if dtype == "auto":
         dtype = "float32"
@@ -138,7 +156,36 @@ def placed(device: str, dtype: str) -> tuple[str, str]:
             dtype = "float16" if old else "bfloat16"
         elif device.startswith("mps"):
             dtype = "bfloat16" if torch.backends.mps.is_macos_or_newer(14, 0) else "float16"
+        if dtype == "float16" and _overflows(folder):
+            dtype = "float32"
     return device, dtype
+
+
+def _overflows(folder: Path | str) -> bool:
+    try:
+        config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # that it cannot be read, loading it says
+        return False
+    return config.get("model_type") in OVERFLOWING
+
+
+def _check_device(device: str) -> None:
+    """Refuse what is no device. A machine without any GPU passes: answers of one may all be in a journal."""
+    import torch
+
+    try:
+        index = torch.device(device).index or 0
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"device={device} is no device that PyTorch knows; type cpu, cuda, cuda:1 for the second GPU, mps, or "
+            "leave it empty to take what there is"
+        ) from error
+    gpus = torch.cuda.device_count() if device.startswith("cuda") and torch.cuda.is_available() else 0
+    if 0 < gpus <= index:
+        raise ConfigurationError(
+            f"device={device}: this machine has {gpus} GPU{'s' if gpus > 1 else ''}, and the last one is "
+            f"cuda:{gpus - 1}; CUDA_VISIBLE_DEVICES may hide others"
+        )
 
 
 class LocalEngine(Engine):
@@ -246,7 +293,7 @@ class LocalEngine(Engine):
         except (MemoryError, RuntimeError) as error:  # also torch.OutOfMemoryError
             if not out_of_memory(error):
                 raise
-            return f"no memory is left for the model: {str(error).strip().splitlines()[0]}"
+            return f"no memory is left for the model: {_first_line(error)}"
         return ""
 
     def _answer(
@@ -354,15 +401,36 @@ def fitting_batch(model: "PreTrainedModel") -> int:
 def batch_beside(weights: float, token: float, memory: float, most: int) -> int:
     """The batch that should fit beside the weights (bytes), where keys and values of a token have `token` bytes."""
     # A part of it is left to what is computed, and prompts that wait take as much as those that are being answered.
-    return max(1, min(most, int((memory * FILLED - weights) / (2 * token * USUAL_TOKENS))))
+    return max(1, min(most, int((memory * FILLED - weights) / (2 * max(1, token) * USUAL_TOKENS))))
 
 
-def physical_memory() -> int:
-    """Bytes of memory of the machine; where the system does not say, enough for any batch."""
+def physical_memory(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process may have: the machine's, or less where a container or a job has a limit.
+
+    Where the system does not say, enough for any batch.
+    """
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
-        return 1 << 50
+        machine = 1 << 50
+    return min([machine, *_memory_limits(root)])
+
+
+def _memory_limits(root: Path) -> Iterator[int]:
+    """The limits of this process's control group and of those that it is in, by either version of Linux's."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    for group in groups:
+        _, kinds, path = group.split(":", 2)
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        folder = root / ("sys/fs/cgroup/memory" if kinds else "sys/fs/cgroup")
+        for part in ("", *path.strip("/").split("/")):
+            folder /= part
+            with suppress(OSError, ValueError):  # no limit is the word max, and a container may not see its own path
+                yield int((folder / ("memory.limit_in_bytes" if kinds else "memory.max")).read_text(encoding="utf-8"))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -371,6 +439,11 @@ def out_of_memory(error: BaseException) -> bool:
 
     texts = ("out of memory", "can't allocate memory", "not enough memory", "CUBLAS_STATUS_ALLOC_FAILED")
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or any(text in str(error) for text in texts)
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, of which many lines may follow; a bare MemoryError says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def free_memory() -> None:

@@ -21,6 +21,8 @@ WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 """The weights, or the list of the files that they are divided into."""
 DOWNLOADED: Final = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken")
+NOT_DOWNLOADED: Final = ("consolidated*", "original/*", "onnx/*")
+"""The same weights once more in other forms, which transformers does not read: Mistral's, gpt-oss's, and ONNX."""
 
 
 def model_folder(path: str, revision: str | None = None) -> Path:
@@ -73,7 +75,8 @@ def _downloaded(name: str, revision: str | None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(DOWNLOADED)))
+        taken, left = list(DOWNLOADED), list(NOT_DOWNLOADED)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=taken, ignore_patterns=left))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         problem = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ModelError(f"'{name}' is no folder here and cannot be downloaded from the hub: {problem}") from error
@@ -86,11 +89,40 @@ class Recommended(NamedTuple):
     top_p: float = 1.0
 
 
+NOT_TAKEN: Final = {
+    "top_k": 0.0,
+    "min_p": 0.0,
+    "typical_p": 1.0,
+    "repetition_penalty": 1.0,
+    "no_repeat_ngram_size": 0.0,
+}
+"""What `generation_config.json` may say of sampling beside `Recommended`, with the values that change nothing."""
+
+
 def recommended(path: str, revision: str | None = None) -> Recommended | None:
     """What a model's `generation_config.json` says of sampling; the values that change nothing where it is silent.
 
     Nothing is downloaded: None for a name on the hub whose files are not here yet.
     """
+    said = _generation_config(path, revision)
+    if said is None:
+        return None
+    known = {
+        name: said[name]
+        for name in Recommended._fields
+        if 0 < said.get(name, 0) <= (1 if name == "top_p" else math.inf)
+    }
+    return Recommended(**known)
+
+
+def not_taken(path: str, revision: str | None = None) -> dict[str, float]:
+    """What else a model's `generation_config.json` says of sampling, which no engine here is asked for."""
+    said = _generation_config(path, revision) or {}
+    return {name: said[name] for name, usual in NOT_TAKEN.items() if said.get(name, usual) != usual}
+
+
+def _generation_config(path: str, revision: str | None) -> dict[str, float] | None:
+    """The numbers of a model's `generation_config.json`, if it samples; None where its files are not here yet."""
     folder = MODEL_FOLDER if path == SANDBOX else at_home(path)
     if not folder.is_dir():
         folder = _cached(path, revision) or folder
@@ -98,12 +130,10 @@ def recommended(path: str, revision: str | None = None) -> Recommended | None:
         return None
     try:
         said = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))
-        values = {name: said.get(name) for name in Recommended._fields} if said.get("do_sample") else {}
+        values = said.items() if said.get("do_sample") else ()
     except (OSError, ValueError, AttributeError):
-        return Recommended()
-    plain = {name: float(value) for name, value in values.items() if isinstance(value, int | float)}
-    known = {name: value for name, value in plain.items() if 0 < value <= (1 if name == "top_p" else math.inf)}
-    return Recommended(**known)
+        return {}
+    return {name: float(value) for name, value in values if isinstance(value, int | float)}
 
 
 def _cached(name: str, revision: str | None) -> Path | None:

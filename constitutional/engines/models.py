@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LOADED: Final = 2
 """Most models in memory at once: one that answers and one that judges. Another takes the place of the one that was
-asked least recently."""
+asked least recently. Sessions hold theirs to their end, so a panel's judges are all in memory while they judge."""
 
 
 class Models:
@@ -126,7 +126,7 @@ class LazyEngine(Engine):
         """SHA-256 of the weights and how they answer on this machine, which decides number format and device."""
         from constitutional.engines.local import answers_identity, placed
 
-        device, dtype = placed(self._settings.device, self._settings.dtype)
+        device, dtype = placed(self._settings.device, self._settings.dtype, self.folder)
         return answers_identity(self.weights, dtype, device.partition(":")[0])
 
     def session(self) -> "LocalSession":

@@ -32,7 +32,8 @@ class ModelSettings(BaseModel):
     """A branch, a tag or a commit of a model on the hub; null takes its main branch as it is. A commit pins it."""
     dtype: Dtype = "auto"
     """Number format of the weights while the model answers; `auto` is bfloat16 on a GPU, float16 on one that
-    does not compute in bfloat16, and float32 on a CPU. Training keeps weights that it changes in float32."""
+    does not compute in bfloat16 (float32 for kinds of models that float16 is too small for, such as Gemma 2 and 3), and
+    float32 on a CPU. Training keeps weights that it changes in float32."""
     device: Annotated[str, TECHNICAL] = ""
     """Where the model answers, such as `cuda:0` or `cpu`; empty takes a GPU if there is one. Training, and the
     measurement of how far a model has moved, take the GPUs that CUDA_VISIBLE_DEVICES leaves, or else the CPU."""

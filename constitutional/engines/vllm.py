@@ -27,6 +27,7 @@ from typing import IO, Any, Final, NamedTuple
 from constitutional.base.cores import spin_briefly
 from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.base.files import at_home
+from constitutional.engines.architecture import read_config
 from constitutional.engines.base import Completion, Engine, Finish, Request, Ticket
 from constitutional.engines.chat import (
     NOW,
@@ -89,11 +90,11 @@ def adapter_digest(folder: Path) -> str:
 
 def reply_ends(folder: Path, tokenizer: Tokenizer) -> list[int]:
     """The tokens that end a reply of the model in this folder, which is not loaded."""
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     own = (folder / "generation_config.json").is_file()
     generation = GenerationConfig.from_pretrained(folder) if own else None
-    return end_tokens(tokenizer, AutoConfig.from_pretrained(folder), generation)
+    return end_tokens(tokenizer, read_config(folder), generation)
 
 
 def engine_arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
@@ -102,7 +103,7 @@ def engine_arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
     Raises:
         ConfigurationError: the adapter's rank is higher than vLLM allows.
     """
-    device, dtype = placed("", settings.dtype or "auto")
+    device, dtype = placed("", settings.dtype or "auto", folder)
     arguments: dict[str, Any] = {
         "model": str(folder),
         "dtype": dtype,
@@ -342,7 +343,7 @@ class VllmEngine(Engine):
     @property
     def identity(self) -> str:
         """SHA-256 of the weights and how vLLM answers on this machine."""
-        device, dtype = placed("", self.settings.dtype or "auto")
+        device, dtype = placed("", self.settings.dtype or "auto", self.folder)
         text = f"{self.version} 2 torch {version('torch')} {self.weights} {dtype} {device} {NOW:%Y-%m-%d}"
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -199,12 +199,14 @@ def _asking(
     plans: list[StagePlan] = []
     if stage == "label":
         held.clear()  # it releases the SFT model
+    # A panel's judges are asked side by side, and none is given up before all comparisons are judged.
+    most = max(LOADED, len({model.key for model in asked})) if stage == "label" else LOADED
     # What is asked first is asked again beside what was asked after it; the evaluation releases every model in turn.
     for model in asked if stage == "evaluate" else [*asked, *asked]:
         if stage == "evaluate":
             held.clear()
         held.pop(model.key, None)
-        while len(held) >= LOADED or (held and _shares(model, held.values()) > 1):
+        while len(held) >= most or (held and _shares(model, held.values()) > 1):
             held.popitem(last=False)
         others = sum(other.resting(machine) for other in held.values())
         held[model.key] = model

@@ -42,7 +42,7 @@ from constitutional.data.evaluation import load_sets
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
 from constitutional.engines.base import Sampling
-from constitutional.engines.model_files import Recommended, model_folder, recommended
+from constitutional.engines.model_files import Recommended, model_folder, not_taken, recommended
 from constitutional.engines.settings import (
     SANDBOX,
     Budget,
@@ -207,10 +207,15 @@ def fetched(config: RunConfig) -> RunConfig:
 
 
 def sampling_in_words(config: RunConfig) -> str:
-    """How replies are sampled where the models recommend it and nobody said another; empty where all is at 1."""
+    """How replies are sampled where the models recommend it and nobody said another, and what of that is not taken.
+
+    Empty where the models recommend nothing.
+    """
     usual = recommended(config.model.path, config.model.revision)
+    more = not_taken(config.model.path, config.model.revision)
+    left = ", ".join(f"{name} {value:g}" for name, value in more.items())
     if usual in (None, Recommended()):
-        return ""
+        return f"sampling: {left}, as the model's generation_config.json recommends, is not taken" if left else ""
     drafts, pairs, replies = config.critique_revise, config.sample_pairs, config.evaluate
     said = {
         "critique_revise": Sampling.of(drafts.temperature, drafts.top_p, 1),
@@ -223,6 +228,7 @@ def sampling_in_words(config: RunConfig) -> str:
     return (
         f"sampling: temperature {usual.temperature:g} and top_p {usual.top_p:g}, as the model's generation_config.json "
         f"recommends, in {', '.join(taken)}; {taken[0]}.temperature=… sets another"
+        + (f"; its {left} is not taken" if left else "")
     )
 
 
@@ -255,7 +261,11 @@ def ways_of_answering(run_context: RunContext) -> Iterator[str]:
 
 
 def thinking(run_context: RunContext) -> Iterator[str]:
-    """A line for every model here whose chat template lets it think before it replies; servers' are not known."""
+    """A line for every model here whose chat template lets it think before it replies; servers' are not known.
+
+    Raises:
+        ModelError: a tokenizer is one with which its model cannot answer.
+    """
     config = run_context.config
     models = {role: run_context.given(role) for role in ("base", "generator", "critic", *config.judges.values())}
     alike: dict[tuple[str, str | None, str], list[str]] = {}
@@ -264,10 +274,12 @@ def thinking(run_context: RunContext) -> Iterator[str]:
             same = (settings.path, settings.template) == (config.model.path, config.model.template)
             alike.setdefault((settings.path, settings.revision, "model" if same else role), []).append(role)
     for (path, revision, key), of in alike.items():
-        from constitutional.engines.chat import load_tokenizer, thinks
+        from constitutional.engines.chat import ChatTokens, check_answering, load_tokenizer, thinks
 
         own: Any = models[of[0]]  # the others of a line have the same
         tokenizer = load_tokenizer(model_folder(path, revision), pad_token=own.pad_token, template=own.template)
+        # Said here, before anything is paid for; vLLM pads nothing.
+        (check_answering if isinstance(own, ModelSettings) else ChatTokens)(tokenizer)
         remedy = f'to turn that off, type "{key}.template={{enable_thinking: false}}"'
         if how := thinks(tokenizer):
             yield (

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Final, Literal
 from constitutional.base.errors import ConfigurationError, InputError, ModelError, RunError
 from constitutional.base.files import digest_of
 from constitutional.base.frozen import TECHNICAL, Frozen
+from constitutional.engines.architecture import unloadable
 from constitutional.engines.chat import load_tokenizer
 from constitutional.engines.model_files import INDEX, WEIGHTS, model_folder
 from constitutional.stages.context import StageContext
@@ -93,6 +94,7 @@ def _said(folder: Path) -> dict[str, Any]:
 
 def run(settings: Settings, context: StageContext) -> None:
     """Check the folder, copy it as `policy`, and say where the policy comes from."""
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     sft_model = context.model("sft_model")
@@ -103,10 +105,10 @@ def run(settings: Settings, context: StageContext) -> None:
     quiet_libraries()
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            settings.folder, dtype="auto", use_safetensors=True, output_loading_info=True
+            settings.folder, dtype="auto", use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{settings.folder}: cannot be loaded as a causal language model: {error}") from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise unloadable(settings.folder, error) from error
     if missing := sorted(loaded[1]["missing_keys"]):  # which transformers would draw at random
         names = ", ".join(missing[:3])
         raise ModelError(

@@ -8,7 +8,7 @@ same prompts have an interval.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
@@ -265,10 +265,11 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
     verdicts = [None if critique.failed else _violates(critique.text, settings) for critique in critiques]
     limit = settings.critique_max_tokens
     _warn_of_thoughts("critiques", critiques, "evaluate.critique_max_tokens", limit, context, "critic")
-    unasked = sum(critique.failed for critique in critiques)
-    problems = {"critiques": len(asked), "unreadable critiques": verdicts.count(None) - unasked}
-    if unasked:
-        problems["unreadable critiques, too long to ask for"] = unasked
+    failed = Counter(str(critique.finish) for critique in critiques if critique.failed)
+    problems = {"critiques": len(asked), "unreadable critiques": verdicts.count(None) - failed.total()}
+    for finish, why in (("too_long", "too long to ask for"), ("refusal", "refused"), ("error", "which failed")):
+        if failed[finish]:
+            problems[f"unreadable critiques, {why}"] = failed[finish]
     scores: list[Score] = []
     remaining = iter(verdicts)
     for principle in principles:

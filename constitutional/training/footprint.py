@@ -72,7 +72,7 @@ class Footprint:
         layers: of the text model, whatever else there is.
         hidden: the width.
         vocabulary: rows of the embeddings.
-        heads: of the attention, over which a model can be divided.
+        heads: of the attention, over which a model can be divided; 1 without attention.
     """
 
     def __init__(self, file: Path) -> None:
@@ -81,7 +81,7 @@ class Footprint:
         self.layers: int = text.num_hidden_layers
         self.hidden: int = text.hidden_size
         self.vocabulary: int = text.vocab_size
-        self.heads: int = text.num_attention_heads
+        self.heads: int = getattr(text, "num_attention_heads", 1)
 
     @cached_property
     def _empty(self) -> Any:  # noqa: ANN401 - a model of transformers
@@ -171,7 +171,9 @@ class Footprint:
         text = config.get_text_config()
         text.num_hidden_layers = layers
         kinds = list(getattr(text, "layer_types", None) or ())
-        if kinds:  # those with a sliding window, whose mask is never left out, come first
+        if kinds and "layer_types" in vars(
+            text
+        ):  # those with a sliding window, whose mask is never left out, come first
             text.layer_types = (sorted(kinds, key=lambda kind: kind != "sliding_attention") * layers)[:layers]
         window = getattr(text, "sliding_window", None) if "sliding_attention" in kinds else None
         masked = work.masked or (window is not None and window < work.length)
@@ -212,7 +214,9 @@ class Footprint:
 
 def _empty_model(config: "PretrainedConfig", dtype: str) -> Any:  # noqa: ANN401
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))  # type: ignore[no-untyped-call]
+        return AutoModelForCausalLM.from_config(  # type: ignore[no-untyped-call]
+            config, dtype=getattr(torch, dtype), trust_remote_code=False
+        )
 
 
 def _forget(weight: torch.Tensor) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ModelError
+from constitutional.engines.architecture import read_config
 from constitutional.engines.chat import Arguments, Tokenizer, end_tokens, load_tokenizer, thinks
 from constitutional.training.reward_model import make_scorer_known
 from constitutional.training.rows import render
@@ -34,13 +35,10 @@ def preflight_folder(
     Raises:
         ModelError: names every problem found, or why the folder cannot be read.
     """
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
     tokenizer = load_tokenizer(folder, pad_token=pad_token, template=template)
-    try:
-        config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a causal language model: {error}") from error
+    config = read_config(folder)
     file = folder / "generation_config.json"
     generation = GenerationConfig.from_pretrained(folder) if file.exists() else None
     ends = end_tokens(tokenizer, config, generation)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 from constitutional.base.errors import ModelError
 from constitutional.base.files import atomic_write
 from constitutional.base.message import Message
+from constitutional.engines.architecture import read_config, unloadable
 from constitutional.engines.chat import Tokenizer, load_tokenizer
 from constitutional.training.quiet import quiet_libraries
 from constitutional.training.rows import chat, token_ids
@@ -142,7 +143,7 @@ def make_scorer_known(config: "PretrainedConfig") -> None:
     name = type(config).__name__.removesuffix("Config") + "ForSequenceClassification"
     try:
         with torch.device("meta"):
-            policy: Any = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+            policy: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         if type(policy.config) is not type(config):  # the part of a larger model that reads and writes text
             make_scorer_known(policy.config)
             return
@@ -194,10 +195,12 @@ def check_reward_model(folder: Path) -> None:
     for member in members(folder):
         try:
             _reader(member)
-            config = AutoConfig.from_pretrained(member, num_labels=1)
+            config = AutoConfig.from_pretrained(member, num_labels=1, trust_remote_code=False)
             make_scorer_known(config)
             with torch.device("meta"):
-                model: Any = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
+                model: Any = AutoModelForSequenceClassification.from_config(  # type: ignore[no-untyped-call]
+                    config, trust_remote_code=False
+                )
             parts = {}
             if not (member / WEIGHTS).exists():
                 parts = json.loads((member / INDEX).read_bytes())["weight_map"]
@@ -212,8 +215,8 @@ def check_reward_model(folder: Path) -> None:
                             f"{member}: its head {name} has the shape {shape}, and that of a reward model "
                             f"{list(weight.shape)}, with one number as its output; name another model"
                         )
-        except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-            raise ModelError(f"{member}: cannot be loaded as a reward model: {error}") from error
+        except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+            raise unloadable(member, error, "a reward model") from error
 
 
 def _is_head(weight: str, model: Any) -> bool:  # noqa: ANN401
@@ -255,20 +258,26 @@ def load_reward_model(
         ModelError: it cannot be loaded, lacks weights, or has no chat template.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForSequenceClassification, set_seed
+    from safetensors import SafetensorError
+    from transformers import AutoModelForSequenceClassification, set_seed
     from trl.trainer.reward_trainer import suppress_seqcls_warning
 
     quiet_libraries()
     try:
         tokenizer = _reader(folder)
-        make_scorer_known(AutoConfig.from_pretrained(folder))
+        make_scorer_known(read_config(folder))
         set_seed(seed)
         with suppress_seqcls_warning() if new_head else nullcontext():
             model, found = AutoModelForSequenceClassification.from_pretrained(
-                folder, num_labels=1, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+                folder,
+                num_labels=1,
+                dtype=getattr(torch, dtype),
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
             )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise ModelError(f"{folder}: cannot be loaded as a reward model: {error}") from error
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise unloadable(folder, error, "a reward model") from error
     if missing := [name for name in found["missing_keys"] if not (new_head and _is_head(name, model))]:
         raise _headless(folder, missing)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id  # by it the head finds the last token

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from constitutional.base.errors import ModelError, RunError
 from constitutional.base.files import writing
 from constitutional.base.message import Message
-from constitutional.engines.chat import Tokenizer, beginning, plain
+from constitutional.engines.chat import Tokenizer, beginning, put_plainly
 from constitutional.training import processes
 
 if TYPE_CHECKING:
@@ -81,9 +81,9 @@ def _may_be_trained_on(pair: "Preference") -> bool:
     return pair.split == "train" and pair.prompt.split == "train"
 
 
-def plain_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+def plain_messages(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The messages without control tokens in them, as the engine puts them to a model."""
-    return [{**message, "content": plain(tokenizer, message["content"])} for message in messages]
+    return [put_plainly(tokenizer, message) for message in messages]
 
 
 def fitting(rows: Iterable[Row], tokenizer: Tokenizer, max_length: int) -> tuple[Iterator[Row], dict[str, int]]:
@@ -140,7 +140,7 @@ def token_ids(tokenizer: Tokenizer, messages: list[dict[str, str]], *, ask: bool
 
     try:
         return render(tokenizer, plain_messages(tokenizer, messages), ask=ask)
-    except TemplateError as error:
+    except (TemplateError, TypeError, ValueError) as error:
         roles = ", ".join(message["role"] for message in messages)
         users = [Message("user", message["content"]) for message in messages if message["role"] == "user"]
         start = beginning(users or [Message("user", "")])

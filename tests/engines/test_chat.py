@@ -1,3 +1,4 @@
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from constitutional.engines.chat import (
     thinks,
 )
 from constitutional.engines.model_files import model_folder
+from constitutional.training.rows import chat, token_ids
 from tests.tiny import chat_template, tiny_model, tiny_tokenizer
 
 QUESTION = (Message("user", "How do I plant a tree?"),)
@@ -92,6 +94,33 @@ def test_arguments_reach_the_default_among_several_named_templates(tmp_path: Pat
     tokenizer.save_pretrained(tmp_path / "without")
     with pytest.raises(ModelError, match="rag, tool_use"):
         load_tokenizer(tmp_path / "without")
+
+
+@pytest.mark.parametrize(("template", "shown"), [("glm4moe", "<arg_value>Oslo"), ("deepseekv3", '{"city": "Oslo"}')])
+def test_a_tool_calls_arguments_reach_the_template_in_the_form_that_it_takes(template: str, shown: str) -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    tokenizer.chat_template = chat_template(template)  # GLM's takes objects alone, DeepSeek's texts alone
+    said = []
+    for arguments in ({"city": "Oslo"}, '{"city": "Oslo"}'):
+        call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+        asked = (*QUESTION, Message("assistant", "", json.dumps({"tool_calls": [call]})), Message("tool", "Rain."))
+        said.append(tokenizer.decode(ChatTokens(tokenizer).ids(asked)))
+        assert token_ids(tokenizer, chat(asked), ask=True) == ChatTokens(tokenizer).ids(asked)
+    assert said[0] == said[1]
+    assert shown in said[0]
+
+
+def test_a_tool_call_that_the_template_cannot_write_is_named() -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    tokenizer.chat_template = chat_template("glm4moe")
+    call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "Oslo"}}
+    asked = (*QUESTION, Message("assistant", "", json.dumps({"tool_calls": [call]})), Message("tool", "Rain."))
+    with pytest.raises(
+        ModelError, match=r'template refuses a conversation of the roles user, assistant, tool.*"How do'
+    ):
+        ChatTokens(tokenizer).ids(asked)
+    with pytest.raises(ModelError, match=r'template refuses the row that begins "How do'):
+        token_ids(tokenizer, chat(asked))
 
 
 def test_a_template_is_told_the_same_date_on_every_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -303,6 +332,41 @@ def test_a_template_without_system_messages_has_them_in_the_users_and_a_training
     check_system(tokenizer, talk)
     with pytest.raises(ModelError, match=r"How do I plant a tree.*prompts\.system=null"):
         check_system(tokenizer, (system, *talk))
+
+
+def test_a_template_that_puts_replies_into_a_channel_is_refused() -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    tokenizer.chat_template = chat_template("gptoss")
+    # A choice would be read behind <|start|>assistant, where gpt-oss itself writes <|channel|>.
+    with pytest.raises(ModelError, match=r"writes <\|channel\|>final<\|message\|> before a reply.*labeler=http"):
+        ChatTokens(tokenizer)
+
+
+CALL = Message("assistant", "", '{"tool_calls": [{"function": {"name": "rain", "arguments": {"city": "Oslo"}}}]}')
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "lost"),
+    [
+        ("qwen3_instruct_2507", (Message("developer", "In French."), *QUESTION), "developer"),
+        ("llama3_1", (Message("developer", "In French."), *QUESTION), ""),
+        ("phi3", (*QUESTION, CALL, Message("tool", "Rain.")), "tool"),
+        ("qwen3", (*QUESTION, CALL, Message("tool", "Rain.")), ""),
+        ("qwen3_vl", (*QUESTION, Message("assistant", "Dig."), Message("system", "Be brief."), *QUESTION), "system"),
+        ("qwen3", (*QUESTION, Message("assistant", "Dig."), Message("system", "Be brief."), *QUESTION), ""),
+    ],
+)
+def test_a_message_that_the_template_leaves_out_is_named(
+    template: str, messages: tuple[Message, ...], lost: str
+) -> None:
+    tokenizer = tiny_tokenizer("qwen3")
+    tokenizer.chat_template = chat_template(template)
+    for check in (ChatTokens(tokenizer).ids, lambda turns: check_system(tokenizer, turns)):
+        if lost:
+            with pytest.raises(ModelError, match=rf"leaves out .*messages of the role {lost}.*How do I plant a tree"):
+                check(messages)
+        else:
+            check(messages)
 
 
 @pytest.mark.parametrize("template", ["llama3", "qwen3", "gemma3"])

@@ -1,23 +1,28 @@
+import copy
 import dataclasses
 import json
 import math
 import re
 import shutil
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from constitutional.base.errors import ModelError
+from constitutional.base.errors import ConfigurationError, ModelError
 from constitutional.base.records import Message
 from constitutional.engines import decoding, local
+from constitutional.engines.architecture import cache_bytes
 from constitutional.engines.base import Engine, Request, Sampling
+from constitutional.engines.chat import load_tokenizer
 from constitutional.engines.journal import Journal, JournalEngine
 from constitutional.engines.local import LocalEngine, load_model
 from constitutional.engines.stories import ask, side_by_side
 from constitutional.sandbox import MODEL_FOLDER
+from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import load_reward_model
 from tests.tiny import chat_template, tiny_model, without_padding
 
@@ -470,6 +475,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     # What keeps no keys and values, or no positions, is answered by transformers' own loop.
     "BloomConfig": {"n_layer": 2, "n_head": 4},
     "Lfm2Config": {"layer_types": ["conv", "full_attention"]},
+    "MambaConfig": {},
+    "Mamba2Config": {"num_heads": 4, "n_groups": 1, "chunk_size": 16},
+    "RwkvConfig": {},
 }
 
 
@@ -488,7 +496,8 @@ def test_every_kind_of_model_answers_as_by_itself(engine: LocalEngine, config: s
             getattr(transformers, config)(**settings)
         )
     own = LocalEngine(model.eval(), tokenizer, batch_size=2)
-    assert (plain_layers(model) == 2) == (config not in ("BloomConfig", "Lfm2Config"))
+    by_transformers = {"BloomConfig", "Lfm2Config", "MambaConfig", "Mamba2Config", "RwkvConfig"}
+    assert (plain_layers(model) == 2) == (config not in by_transformers)
     before = model.config._attn_implementation
     conversations = [(Message("user", "tree " * count + "grow"),) for count in (40, 1, 12, 3, 40)]
     replies = own.complete(
@@ -528,7 +537,7 @@ def test_prompts_share_what_they_begin_with() -> None:
 class Small(torch.nn.Module):  # type: ignore[misc,name-defined] # torch may not be there
     """A model with room for so many rows."""
 
-    def __init__(self, model: Any, rows: int, message: str = "", longest: int = 1000) -> None:  # noqa: ANN401
+    def __init__(self, model: Any, rows: int, message: str | None = "", longest: int = 1000) -> None:  # noqa: ANN401
         super().__init__()
         self.inner = model
         self.room = rows
@@ -546,6 +555,8 @@ class Small(torch.nn.Module):  # type: ignore[misc,name-defined] # torch may not
         **options: Any,  # noqa: ANN401
     ) -> Any:  # noqa: ANN401
         if len(input_ids) > self.room or int(position_ids.max()) >= self.longest:
+            if self.message is None:
+                raise MemoryError
             raise RuntimeError(self.message) if self.message else torch.OutOfMemoryError("CUDA out of memory.")
         options |= {"position_ids": position_ids, "past_key_values": past_key_values, "logits_to_keep": logits_to_keep}
         return self.inner(input_ids=input_ids, **options)
@@ -555,11 +566,12 @@ class Small(torch.nn.Module):  # type: ignore[misc,name-defined] # torch may not
     "message",
     [
         "",
+        None,  # as Python's own says nothing
         "[enforce fail at alloc_cpu.cpp:124] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9",
         "MPS backend out of memory (MPS allocated: 9 GB)",
     ],
 )
-def test_a_batch_that_does_not_fit_into_memory_is_halved(engine: LocalEngine, message: str) -> None:
+def test_a_batch_that_does_not_fit_into_memory_is_halved(engine: LocalEngine, message: str | None) -> None:
     lines: list[str] = []
     model: Any = Small(engine.model, 3, message)
     small = LocalEngine(model, engine.tokenizer, batch_size=16, say=lines.append)
@@ -603,6 +615,30 @@ def test_the_batch_fits_into_the_memory(engine: LocalEngine, memory: int, monkey
 
 
 @pytest.mark.parametrize(
+    ("groups", "files", "expected"),
+    [
+        ("0::/\n", {"memory.max": "1048576\n"}, 1 << 20),  # a container
+        (
+            "0::/system/job\n",
+            {"memory.max": "max\n", "system/memory.max": "4096", "system/job/memory.max": "max"},
+            4096,
+        ),
+        ("5:devices:/a\n4:cpu,memory:/job/1\n", {"memory/job/1/memory.limit_in_bytes": "8192\n"}, 8192),
+        ("0::/\n", {"memory.max": str(1 << 60)}, None),
+        ("0::/gone\n", {}, None),
+    ],
+)
+def test_the_memory_is_that_which_the_process_may_have(
+    groups: str, files: dict[str, str], expected: int | None, tmp_path: Path
+) -> None:
+    written = {"proc/self/cgroup": groups} | {f"sys/fs/cgroup/{name}": text for name, text in files.items()}
+    for name, text in written.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert local.physical_memory(tmp_path) == (expected or local.physical_memory(tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
     ("cuda", "mps", "bfloat16", "expected"),
     [
         (True, False, True, ("cuda", "bfloat16")),
@@ -624,6 +660,38 @@ def test_a_model_goes_where_it_is_fastest(
     assert local.placed("", "float16") == (expected[0], "float16")
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("gemma3", "float32"), ("qwen3", "float16")])
+def test_a_model_that_float16_is_too_small_for_computes_in_32_bits(
+    kind: str, expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": kind}))
+    assert local.placed("", "auto", tmp_path) == ("cuda", expected)
+    assert local.placed("", "float16", tmp_path) == ("cuda", "float16")
+
+
+@pytest.mark.parametrize("kind", ["plain", "by transformers"])
+def test_a_model_that_computes_nan_answers_nothing_and_says_what_to_type(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    model = copy.deepcopy(engine.model)
+    model.lm_head.weight.data.fill_(math.nan)
+    monkeypatch.setattr(decoding, "plain_layers", plain_layers if kind == "plain" else lambda _: 0)
+    broken = LocalEngine(model, engine.tokenizer, batch_size=2)
+    for request in (Request(QUESTION, GREEDY), Request(QUESTION), Request(QUESTION, choices=(" A", " B"))):
+        with pytest.raises(ModelError, match=r"computes NaN.*weights are broken"):
+            broken.complete([request])
+    broken.model = model.to(torch.float16)
+    with pytest.raises(ModelError, match=r"computes NaN.* float16.*model\.dtype=float32"):
+        broken.complete([Request(QUESTION, GREEDY)])
+
+
+def test_no_token_is_drawn_from_outside_the_vocabulary() -> None:
+    weights = torch.full((1, 300), math.nan)  # of three blocks of 128, the last of which is filled up
+    assert invert(weights, [0.5])[0] < 300
+
+
 @pytest.mark.parametrize("vocabulary", [3, 128, 300, 50_000])
 def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(vocabulary: int) -> None:
     generator = torch.Generator().manual_seed(vocabulary)
@@ -636,6 +704,50 @@ def test_a_token_is_where_the_cumulative_distribution_passes_the_uniform_number(
         # Sums of 128 numbers of 32 bits are right to about seven digits.
         low, high = exact[row, token] - weights[row, token].double(), exact[row, token]
         assert low * (1 - 1e-6) <= share * exact[row, -1] <= high * (1 + 1e-6)
+
+
+def test_a_model_without_keys_and_values_has_the_largest_batch_beside_its_weights() -> None:
+    from transformers import MambaConfig
+
+    token = cache_bytes(MambaConfig(), 2)
+    assert token == 0
+    assert local.batch_beside(1 << 30, token, 16 << 30, 64) == 64
+    assert local.batch_beside(16 << 30, token, 16 << 30, 64) == 1
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "words"),
+    [("gpu", 0, r"device=gpu is no device.*cuda:1"), ("cuda:3", 1, r"1 GPU, and the last one is cuda:0")],
+)
+def test_a_device_that_is_not_there_is_named(
+    device: str, gpus: int, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    with pytest.raises(ConfigurationError, match=words):
+        local.placed(device, "auto")
+
+
+def test_a_gpu_where_there_is_none_is_refused_only_when_a_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert local.placed("cuda", "auto") == ("cuda", "bfloat16")  # whose answers a journal may hold
+    with pytest.raises(ConfigurationError, match=r"device=cuda: PyTorch finds no GPU here; type device=cpu"):
+        load_model(tiny_model(tmp_path, "llama"), device="cuda")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_a_model_that_does_not_fit_into_the_memory_says_what_to_type(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    folder = tiny_model(tmp_path, "llama")
+    monkeypatch.setattr(torch.nn.Module, "to", full)
+    with pytest.raises(ModelError, match=r"does not fit into the memory of the cpu in float32: .*dtype=bfloat16"):
+        load_model(folder, device="cpu")
 
 
 # Weights and padding.
@@ -652,12 +764,65 @@ def test_only_weights_that_the_identity_covers_are_loaded(engine: LocalEngine, t
             load(tmp_path)
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_code_from_a_models_folder_is_never_run_and_nobody_is_asked_whether_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known: bool
+) -> None:
+    folder = tmp_path / "own"
+    shutil.copytree(tiny_model(tmp_path, "llama"), folder)
+    ran = tmp_path / "ran"
+    (folder / "own.py").write_text(f"open({str(ran)!r}, 'w').close()\nclass Own: pass\n")
+    changes: dict[str, Any] = {"auto_map": {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"}}
+    changes |= {} if known else {"model_type": "own"}
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps(config))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    asked: list[str] = []
+
+    def yes(question: str) -> str:
+        asked.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", yes)
+    if known:  # transformers' own code of the architecture is taken
+        load_model(folder, device="cpu")
+        preflight_folder(folder)
+    else:
+        for load in (load_model, preflight_folder):
+            with pytest.raises(ModelError, match=r"code of its own, which is never run here; take a model"):
+                load(folder)
+    settings |= {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    with suppress(ModelError):
+        load_tokenizer(folder)
+    assert not asked
+    assert not ran.exists()
+
+
+def test_weights_that_cannot_be_read_or_need_another_package_are_named_in_one_line(tmp_path: Path) -> None:
+    for name in ("short", "quantised"):
+        shutil.copytree(tiny_model(tmp_path, "llama"), tmp_path / name)
+    weights = tmp_path / "short" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    config = json.loads((tmp_path / "quantised" / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "awq", "bits": 4, "group_size": 128, "zero_point": True}
+    (tmp_path / "quantised" / "config.json").write_text(json.dumps(config))
+    for name in ("short", "quantised"):
+        with pytest.raises(ModelError, match=f"{name}: cannot be loaded as a causal language model: ") as raised:
+            load_model(tmp_path / name, device="cpu")
+        assert "\n" not in str(raised.value)
+
+
 def test_a_tokenizer_without_a_token_for_padding_is_given_one(tmp_path: Path) -> None:
     folder, known, unknown = without_padding(tmp_path), "<|pad|>", "<pad>"
     with pytest.raises(ModelError, match=r"has no pad token; name one .* with model\.pad_token=TOKEN"):
         load_model(folder)
     with pytest.raises(ModelError, match=r'has no token "<pad>" for padding; it has .*"<\|eot_id\|>"'):
         load_model(folder, pad_token=unknown)
+    (folder / "model.safetensors").rename(tmp_path / "weights")
+    with pytest.raises(ModelError, match="has no pad token"):  # before weights are loaded, of which there are none
+        load_model(folder)
+    (tmp_path / "weights").rename(folder / "model.safetensors")
     engine = LocalEngine(*load_model(folder, device="cpu", pad_token=known))
     padded = engine.complete([Request(QUESTION, GREEDY), Request(CONVERSATION, GREEDY)])
     alone = [engine.complete([Request(each, GREEDY)])[0] for each in (QUESTION, CONVERSATION)]

@@ -3,6 +3,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub.utils._paths import filter_repo_objects
 from pydantic import ValidationError
 
 from constitutional.base.errors import ConfigurationError, InputError, ModelError
@@ -170,8 +171,10 @@ def test_a_revision_pins_what_is_downloaded_and_a_model_of_another_path_has_none
 ) -> None:
     asked: list[tuple[str, str | None]] = []
 
-    def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
-        assert "*.safetensors" in allow_patterns
+    def download(name: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]) -> str:
+        there = ["model.safetensors", "config.json", "consolidated.safetensors", "original/model.safetensors", "a.bin"]
+        taken = filter_repo_objects(there, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns)
+        assert list(taken) == there[:2]
         asked.append((name, revision))
         return str(model_files(tmp_path / str(revision)))
 

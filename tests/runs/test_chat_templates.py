@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.errors import InputError
+from constitutional.base.errors import InputError, ModelError
 from constitutional.base.progress import Progress
 from constitutional.base.templates import load_prompts
 from constitutional.runs.compose import compose, freeze
 from constitutional.runs.context import RunContext, selected
 from constitutional.runs.runner import run, thinking
-from tests.tiny import tiny_model
+from tests.tiny import tiny_model, without_padding
 
 
 def said(*words: str) -> list[str]:
@@ -31,6 +31,15 @@ def test_a_run_says_which_models_will_think_and_how_to_turn_that_off(tmp_path: P
     assert f"{thinks} (labeler) thinks" in line
     assert line.endswith("type labeler.template={enable_thinking: false}")
     assert said() == []
+
+
+def test_a_judge_without_a_token_for_padding_is_refused_before_the_run_and_given_one_by_its_own_setting(
+    tmp_path: Path,
+) -> None:
+    words = [f"model.path={tiny_model(tmp_path, 'llama')}", f"labeler.path={without_padding(tmp_path)}"]
+    with pytest.raises(ModelError, match=r"has no pad token.*labeler\.pad_token=TOKEN"):
+        said(*words)
+    assert said(*words, "labeler.pad_token=<|pad|>") == []
 
 
 @pytest.mark.parametrize("system", ["Be brief.", None])

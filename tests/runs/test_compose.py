@@ -453,7 +453,24 @@ def test_the_run_says_how_replies_are_sampled_where_the_model_recommends_it(tmp_
     assert "temperature 0.2 and top_p 1" in said
     # In a real model's run the pairs have a sampling of their own.
     assert "recommends, in critique_revise, evaluate; critique_revise.temperature=… sets another" in said
+    assert "not taken" not in said
     assert sampling_in_words(freeze(compose())) == ""
+
+
+def test_the_run_says_what_of_a_models_recommendation_it_does_not_take(tmp_path: Path) -> None:
+    both: dict[str, object] = {
+        "do_sample": True,
+        "temperature": 0.2,
+        "top_k": 20,
+        "min_p": 0.0,
+        "repetition_penalty": 1.05,
+    }
+    model = model_with(tmp_path / "m", both)
+    said = sampling_in_words(freeze(composed(f"model.path={model}")))
+    assert "temperature 0.2 and top_p 1" in said
+    assert said.endswith("; its top_k 20, repetition_penalty 1.05 is not taken")
+    model = model_with(tmp_path / "n", {"do_sample": True, "top_k": 64})
+    assert "top_k 64" in sampling_in_words(freeze(composed(f"model.path={model}")))
 
 
 def test_a_chat_server_does_not_tell_how_likely_whole_responses_are() -> None:

@@ -166,6 +166,10 @@ def test_a_model_stays_beside_the_next_one_until_a_training_begins(model: Path, 
     assert rows["label"].peak.parts["other models"] == 0  # it gives the SFT model's memory back
     panel = planned([f"model.path={model}", *TINY, f"panel.second.path={other}"])["label"]
     assert panel.peak.parts["other models"] in (2 * first.weights, 2 * second.weights)
+    words = [f"panel.second.path={other}", f"panel.third.path={tiny_model(tmp_path, 'gemma')}"]
+    third = footprint(str(tmp_path / "gemma"))
+    parts = planned([f"model.path={model}", *TINY, *words])["label"].peak.parts
+    assert parts["weights"] + parts["other models"] == 2 * (first.weights + second.weights + third.weights)
 
 
 def test_a_labeler_that_rewards_takes_keys_and_values_as_it_scores(model: Path, tmp_path: Path) -> None:

@@ -372,18 +372,23 @@ def test_a_verdict_in_bold_or_in_quotes_is_read(verdict: str) -> None:
     assert said("follows") == [0] * 6
 
 
-def test_a_critique_that_is_too_long_to_ask_for_is_counted_and_the_others_are_made() -> None:
+def test_a_critique_without_an_answer_is_counted_by_its_reason_and_the_others_are_made() -> None:
     def short_sighted(request: Request) -> Completion | str:
-        if len(request.messages[1].content) > 20:
+        reply = request.messages[1].content
+        if len(reply) > 20:
             return Completion("", "too_long", reason="too long")
+        if reply == "Ow":
+            return Completion("", "error" if "polite" in request.messages[2].content else "refusal", reason="no")
         return critic(request)
 
-    samples = [sample("1", "Hello", "Hello", "Hi"), sample("2", "Hello", "Hello", "This is far too long to be read")]
+    samples = [sample("1", "Hello", "Hello", "Hi"), sample("2", "Ow", "Hello", "This is far too long to be read")]
     scores, problems = violations(samples, ScriptedEngine(short_sighted))
     assert problems == {
         "critiques": 12,
         "unreadable critiques": 0,
         "unreadable critiques, too long to ask for": 2,
+        "unreadable critiques, refused": 1,
+        "unreadable critiques, which failed": 1,
     }
     assert [score.n for score in scores if score.model == "policy"] == [1, 1]
 

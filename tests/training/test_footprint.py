@@ -155,3 +155,11 @@ def test_a_configuration_is_found_in_a_folder_among_the_presets_or_not_at_all(tm
     (empty / "config.json").write_text('{"model_type": "abacus"}')
     with pytest.raises(ModelError, match="is no configuration of a model that transformers knows"):
         read_config(empty / "config.json")
+
+
+def test_a_model_without_attention_has_no_keys_and_values(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"model_type": "mamba", "vocab_size": 100, "hidden_size": 64, "num_hidden_layers": 6}))
+    model = Footprint(file)
+    assert (model.cache(2), model.heads) == (0, 1)
+    assert model.reading(Pass(1, 8, masked=False), cached=True) > 0

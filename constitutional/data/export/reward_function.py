@@ -102,7 +102,7 @@ def _shift(folder: Path) -> float:
 def _tokenizer(folder: Path) -> Any:  # noqa: ANN401 - of transformers
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(folder)
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
 
 
 @cache
@@ -127,7 +127,7 @@ def _kind_of(folder: Path) -> Any:  # noqa: ANN401
     )
     from transformers.modeling_layers import GenericForSequenceClassification
 
-    config: Any = AutoConfig.from_pretrained(folder)
+    config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if type(config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
         return AutoModelForSequenceClassification
     policy: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
