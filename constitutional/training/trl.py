@@ -264,7 +264,14 @@ def trl_arguments(
     if not gpu and processes.count() > 1:
         # Accelerate calls the CPU of the second process cpu:1, where torch cannot load the state of an optimizer.
         vars(arguments)["_setup_devices"] = torch.device("cpu")
+    _take_one_gpu(arguments)
     return arguments
+
+
+def _take_one_gpu(arguments: Any) -> None:  # noqa: ANN401 - transformers', of any trainer
+    """Keep a process to its own GPU: one alone would spread a batch over all that it sees, which TRL refuses."""
+    _ = arguments.device  # by which transformers counts them, once
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001 - transformers' own way to say so
 
 
 class Fitted(NamedTuple):

@@ -25,6 +25,7 @@ from constitutional.training.trl import (
     fit,
     load_policy,
     soft_correction,
+    trl_arguments,
 )
 from tests.tiny import tiny_model
 
@@ -102,6 +103,23 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
     arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(ModelError, match=r"dpo: the loss is nan at step 7; lower learning_rate"):
         callback.on_log(arguments, TrainerState(global_step=7), TrainerControl(), logs={"loss": float("nan")})
+
+
+def test_a_process_alone_trains_on_one_of_the_gpus_that_it_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def on_a_gpu(**own: Any) -> TrainingArguments:  # noqa: ANN401
+        """As on a machine that has one: transformers counts GPUs unless it is told to use the CPU."""
+        return TrainingArguments(**{key: own[key] for key in own.keys() - {"use_cpu", "bf16", "max_length"}})
+
+    assert on_a_gpu(output_dir=str(tmp_path)).n_gpu == 2
+    arguments = trl_arguments(on_a_gpu, TrainingSettings(learning_rate=1e-3, epochs=1), tmp_path, 0)
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 16)
 
 
 def turn(role: str, content: str) -> list[dict[str, str]]:
