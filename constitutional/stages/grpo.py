@@ -249,6 +249,7 @@ def online_trainer(
             beta=settings.beta,
             reward_weights=[reward.weight for reward in recorder.rewards],
             shuffle_dataset=False,
+            disable_dropout=True,  # as replies are drawn without it, and a ratio is to be of one policy
             **vllm_arguments(settings),
             **own,
         )

@@ -52,7 +52,7 @@ class LoraSettings(BaseModel):
     alpha: float = Field(default=32.0, gt=0)
     """The adapters' output is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapters' inputs that is dropped while training."""
+    """Share of the adapters' inputs that is dropped in supervised training; the others train without dropout."""
 
 
 class NetworkSettings(BaseModel):
@@ -165,6 +165,19 @@ def check_kernels(settings: TrainingSettings, stage: str) -> None:
         raise ConfigurationError(
             f"{stage}.use_liger_kernel=true: the kernels are for GPUs, and this machine has none; type "
             f"{stage}.use_liger_kernel=false"
+        )
+
+
+def check_dropout(settings: NetworkSettings, stage: str) -> None:
+    """Refuse dropout in a training that has none: TRL turns it off, and a ratio would be of two random policies.
+
+    Raises:
+        ConfigurationError: there is some.
+    """
+    if settings.lora and settings.lora.dropout:
+        raise ConfigurationError(
+            f"{stage}.lora.dropout={settings.lora.dropout:g}: only supervised training drops inputs of its adapters "
+            f"(sft.lora.dropout); type {stage}.lora.dropout=0"
         )
 
 

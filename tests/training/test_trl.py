@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from constitutional.base.errors import ModelError, RunError
+from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.progress import Progress
+from constitutional.runs.compose import compose
+from constitutional.runs.runner import _check_training
 from constitutional.stages import dpo, grpo, reward, sft
 from constitutional.training import rewards
 from constitutional.training.reward_model import load_reward_model
@@ -154,6 +156,22 @@ def trainer(kind: str, model: Path, folder: Path, count: int, **settings: Any) -
 
 
 KINDS = ("sft", "reward", "dpo", "grpo", "rloo")
+
+
+def test_dropout_is_refused_where_a_training_has_none() -> None:
+    with pytest.raises(ConfigurationError, match=r"^algorithm\.lora\.dropout=0\.1: .*type algorithm\.lora\.dropout=0$"):
+        _check_training(compose(["experiment=sandbox", "algorithm.lora={rank: 4, dropout: 0.1}"]))
+    _check_training(compose(["experiment=sandbox", "algorithm.lora={rank: 4}", "sft.lora={rank: 4, dropout: 0.1}"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_supervised_training_alone_drops_inputs_of_adapters(models: Path, tmp_path: Path, kind: str) -> None:
+    import torch
+
+    made = trainer(kind, models, tmp_path / "c", 4, lora=LoraSettings(rank=2, dropout=0.5))
+    drops = {module.p for module in made.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert (0.5 in drops) == (kind == "sft")
+    assert kind == "sft" or drops <= {0}
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])
