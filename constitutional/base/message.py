@@ -1,8 +1,9 @@
 """A turn of a conversation. It stands apart from the rows, as models are asked and trained without pydantic."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 Role = Literal["system", "user", "assistant", "tool", "developer"]
 
@@ -20,3 +21,10 @@ class Message:
     def turn(self) -> dict[str, Any]:
         """The message as chat templates and servers take it."""
         return {"role": self.role, "content": self.content, **(json.loads(self.extra) if self.extra else {})}
+
+    @classmethod
+    def of(cls, turn: Mapping[str, Any]) -> Self:
+        """The message of a turn as `turn` gives it. A key without a value is none: tables give all turns all keys."""
+        others = {key: value for key, value in turn.items() if key not in ("role", "content") and value is not None}
+        extra = json.dumps(others, ensure_ascii=False, sort_keys=True) if others else ""
+        return cls(turn["role"], turn["content"], extra)

@@ -22,17 +22,20 @@ from constitutional.judging.people import PeoplesWork
 from constitutional.judging.scores import Score
 from constitutional.runs.folder import RunStore
 from constitutional.runs.settings import RunConfig
+from constitutional.stages import online
 from constitutional.stages.report.data import FEW, MODELS, TOO_FEW
 from constitutional.stages.report.figures import interval
 from constitutional.stages.report.verdicts import words
 from constitutional.stages.summaries import (
     AdoptedSummary,
+    DpoSummary,
     MixSummary,
     OnlineSummary,
     RewardSummary,
     SftSummary,
     SpotCheckSummary,
 )
+from constitutional.training.rewards import OnlineSettings
 
 TRAINED: Final = ("sft_model", "reward_model", "policy")
 """The models of a run that have a card."""
@@ -44,6 +47,19 @@ _ABOUT: Final[Mapping[str, str]] = {
     "reward_model": "scores replies; it learned which of two replies is better. Every member of it has a folder, and "
     "`normalisation.json` says how its scores are normalised",
     "policy": "was trained on preferences",
+}
+_UNTRAINED: Final[Mapping[str, str]] = {
+    "sft_model": "is the base model: no draft was revised, so nothing was trained",
+    "reward_model": "has no member: there was no preference to learn from, so nothing was trained",
+    "policy": "is the SFT model: there was no preference to learn from, so nothing was trained",
+}
+_REWARDED: Final[Mapping[str, str]] = {
+    "reward_model": "by a reward model that learned preferences",
+    "constitution": "by the labeler's scores for the principles",
+    "length": "by their length",
+    "refusal": "by whether they refuse",
+    "questions": "by how many questions they ask",
+    "python": "by a function that a user wrote",
 }
 _ELSEWHERE: Final = (
     "was **not trained by `constitutional`**: it was adopted from a folder, and what it was trained on, and how, is "
@@ -136,7 +152,8 @@ def model_card(
         tags=["constitutional-ai", *([] if elsewhere else [method, "trl"])],
     )
     title = {"sft_model": "SFT model", "reward_model": "Reward model", "policy": f"Policy ({kind.upper()})"}[model]
-    about, made = (_ELSEWHERE, "evaluated it beside") if elsewhere else (_ABOUT[model], "made it from")
+    about = _ELSEWHERE if elsewhere else _about(store, config, model)
+    made = "evaluated it beside" if elsewhere else "made it from"
     title = "Policy, trained elsewhere," if elsewhere else title
     origin, run = _name_of(config.model), store.folder.resolve().name
     if config.model.revision:
@@ -153,6 +170,31 @@ def model_card(
         *_licence(licence),
     ]
     return _card(front.to_yaml(), sections)
+
+
+def _about(store: RunStore, config: RunConfig, model: str) -> str:
+    """What a model that the run made is, and what it learned from."""
+    if not _was_trained(store, model):
+        return _UNTRAINED[model]
+    if model != "policy" or not isinstance(config.algorithm, OnlineSettings):
+        return _ABOUT[model]
+    rewarded = [_REWARDED[reward.kind] for reward in config.algorithm.rewards]
+    return f"was trained on replies of its own, which were rewarded {', '.join(dict.fromkeys(rewarded))}"
+
+
+def _was_trained(store: RunStore, model: str) -> bool:
+    stage = _stage_of(store, model)
+    if stage in OnlineSummary.stages:
+        return store.summary(stage, OnlineSummary).steps > 0
+    if stage in DpoSummary.stages:
+        return store.summary(stage, DpoSummary).pairs > 0
+    if stage in RewardSummary.stages:
+        return store.summary(stage, RewardSummary).pairs > 0
+    return not store.summary(stage, SftSummary).nothing_revised
+
+
+def _stage_of(store: RunStore, model: str) -> str:
+    return next(name for name, entry in store.stages.items() if model in entry.artifacts)
 
 
 def write_cards(store: RunStore, config: RunConfig, constitution: Constitution, models: Sequence[str]) -> Iterator[str]:
@@ -203,6 +245,11 @@ def _training_data(store: RunStore, config: RunConfig, model: str) -> Iterator[s
         return
     if model == "policy" and "adopted" in store.stages:
         yield "Not known here. These are the preferences of the run, which its reward model learned:"
+    elif model == "policy" and not _learns_preferences(config.algorithm):
+        asked = online.asks_labeler(config.algorithm)
+        labeler = f" The labeler is {_name_of(role_settings(config.labeler, config.model))}." if asked else ""
+        yield f"Replies to prompts alone: no preference was learned from.{labeler}"
+        return
     if "mix" in store.stages:
         counts = store.summary("mix", MixSummary).counts
         rows = [
@@ -218,6 +265,11 @@ def _training_data(store: RunStore, config: RunConfig, model: str) -> Iterator[s
             yield f"People's share of the preferences that were trained on: {used[1] / sum(used):.1%}."
         yield _labels(config)
     yield from _people(store)
+
+
+def _learns_preferences(algorithm: object) -> bool:
+    """Whether an algorithm learns from preferences, or from a reward model that did."""
+    return not isinstance(algorithm, OnlineSettings) or "reward_model" in online.needs(algorithm)
 
 
 def _labels(config: RunConfig) -> str:
@@ -274,7 +326,7 @@ def _work(work: PeoplesWork) -> Iterator[str]:
 
 
 def _training(store: RunStore, model: str) -> str:
-    stage = next(name for name, entry in store.stages.items() if model in entry.artifacts)
+    stage = _stage_of(store, model)
     entry = store.stages[stage]
     packages = ", ".join(
         f"{name} {entry.versions[name]}" for name in ("torch", "transformers", "trl") if name in entry.versions
@@ -297,7 +349,8 @@ def _settings(settings: BaseModel) -> str:
         if isinstance(value, Path):
             return value.name
         if isinstance(value, Mapping):
-            return {str(key): plain(part) for key, part in value.items()}
+            # Of a user's function the file's path is in a text.
+            return {str(key): plain(Path(part) if key == "function" else part) for key, part in value.items()}
         return [plain(part) for part in value] if isinstance(value, list | tuple) else value
 
     return json.dumps(plain(settings.model_dump()), indent=2, ensure_ascii=False)

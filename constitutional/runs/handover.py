@@ -218,6 +218,8 @@ def _other_rewards(config: RunConfig) -> Iterator[str]:
     """What the run rewards beside the mean score of its reward models, and a training elsewhere does not."""
     if isinstance(config.algorithm, OnlineSettings):
         for reward in config.algorithm.rewards:
+            if reward.kind == "reward_model" and reward.weight != 1:
+                yield f"the weight of the reward model's score ({reward.weight:g}): not handed over, elsewhere it is 1"
             if reward.kind == "reward_model" and reward.ensemble_k and config.reward.members > 1:
                 off = f"{reward.ensemble_k:g} deviations among the reward models that are taken off their mean"
                 yield f"{off} (ensemble_k): not handed over"
@@ -244,7 +246,11 @@ _TOLD: Final[Mapping[str, object]] = {
     **{name: ppo.Settings.model_fields[name].default for name in ("whiten_advantages", "loss_aggregation")},
 }
 """What PPO is elsewhere, whatever the run says: by the name of the setting that is not handed over."""
-_TOLD_GRPO: Final[Mapping[str, object]] = {"scale_rewards": "group", "lora": None}
+_TOLD_GRPO: Final[Mapping[str, object]] = {
+    "scale_rewards": "group",
+    "lora": None,
+    **{name: grpo.GrpoSettings.model_fields[name].default for name in ("weight_decay", "warmup", "schedule")},
+}
 
 
 def _other_settings(config: RunConfig) -> Iterator[str]:

@@ -21,7 +21,10 @@ from constitutional.runs.moments import Moment, Training
 from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import adopted, dpo, grpo, online, ppo
+from constitutional.stages.prompts import SandboxPrompts
 from constitutional.training.footprint import SIZES, Footprint, Pass
+from constitutional.training.reward_model import members
+from constitutional.training.rewards import OnlineSettings
 from constitutional.training.trl import LoraSettings
 
 SHORTEST: Final = 256
@@ -151,8 +154,19 @@ def _asked(stage: str, config: RunConfig) -> list[tuple[str, int, float]]:
     if stage == "evaluate":
         models = [(name, score.max_tokens, score.top_p or 1.0) for name in ("base", "sft_model", "policy")]
         critic = [("critic", score.critique_max_tokens, 1.0)] if score.critiqued else []
-        return [*models, *(judges[:1] if score.judged else []), *critic]
+        return [*models, *(judges[:1] if score.judged or _scores_gold(config) else []), *critic]
     return []
+
+
+def _scores_gold(config: RunConfig) -> bool:
+    """Whether the labeler may score replies of an online training in the evaluation (`evaluate.score_rollouts`)."""
+    return (
+        isinstance(config.algorithm, OnlineSettings)
+        and config.evaluate.gold_replies > 0
+        and not isinstance(config.prompts, SandboxPrompts)
+        and not online.asks_labeler(config.algorithm)
+        and config.label.method != "contrast"
+    )
 
 
 def _model(
@@ -218,6 +232,8 @@ def _asking(
             lower = ("evaluate.compared=0",) if others_fit else ()
             compared = compared._replace(lower=lower, least=compared.peak.total)
         plans.append(compared)
+    if stage == "evaluate":
+        plans += _held_out_scores(config)
     if plans:
         worst = max(plans, key=lambda planned: planned.peak.total)
         yield worst._replace(host=max(planned.host for planned in plans))
@@ -318,6 +334,17 @@ def _compared(config: RunConfig, machine: Machine) -> StagePlan:
         "logits": float(model.vocabulary * (2 * rows * reply * size + 4 * reply * 4)),
     }
     return StagePlan("evaluate", config.model.path, "two models", (Moment("comparing two models", parts),))
+
+
+def _held_out_scores(config: RunConfig) -> Iterator[StagePlan]:
+    """The reward model that an online training did not use scores some of its replies, one member after another."""
+    algorithm, folder = config.algorithm, config.evaluate.gold_reward_model
+    if folder is None or not isinstance(algorithm, OnlineSettings) or not config.evaluate.gold_replies:
+        return
+    prompt = algorithm.max_prompt_tokens if isinstance(algorithm, ppo.Settings) else 0
+    length = prompt + algorithm.max_tokens if prompt else algorithm.max_length  # type: ignore[union-attr]
+    moment = moments.scoring(footprint(str(members(folder)[0])), length)
+    yield StagePlan("evaluate", str(folder), "a reward model on replies", (moment,), least=moment.total)
 
 
 # --- Stages that train ---

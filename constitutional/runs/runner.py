@@ -95,7 +95,7 @@ from constitutional.stages.report.page import render
 from constitutional.training.reward_model import NORMALISATION, check_reward_model, has_members
 from constitutional.training.rewards import OnlineSettings
 from constitutional.training.tracking import check_installed
-from constitutional.training.trl import TrainingSettings, check_kernels
+from constitutional.training.trl import NetworkSettings, TrainingSettings, check_dropout, check_kernels
 
 
 def run(
@@ -365,11 +365,14 @@ def ready(config: RunConfig) -> InputFiles:
 
 
 def _check_training(config: RunConfig) -> None:
-    """Refuse processes and kernels that this machine cannot train with."""
+    """Refuse processes and kernels that this machine cannot train with, and dropout where there would be none."""
     distributed.check(config)
     for name in ("sft", "reward", "algorithm"):
-        if isinstance(settings := getattr(config, name), TrainingSettings):
+        settings = getattr(config, name)
+        if isinstance(settings, TrainingSettings):
             check_kernels(settings, name)
+        if name != "sft" and isinstance(settings, NetworkSettings):
+            check_dropout(settings, name)
 
 
 def _check_answers(config: RunConfig, constitution: Constitution, prompts: PromptSet) -> None:

@@ -261,6 +261,6 @@ def run(settings: Settings, context: StageContext) -> None:
     log = context.output("training_log.jsonl")
     with context.task("dpo", unit="steps") as task, context.tracking(settings) as tracking:
         fitted = training.fit(trainer, log=log, label="dpo", task=task, tracking=tracking)
-    save_model(trainer, context.output("policy"))
+    save_model(trainer, context.output("policy"), context.warn)
     dropped = {**left_out, **unfit, "by_trainer": len(kept) - fitted.rows}
     context.summarise(DpoSummary(pairs=fitted.rows, steps=fitted.steps, dropped=dropped))

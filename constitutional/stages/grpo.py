@@ -249,6 +249,7 @@ def online_trainer(
             beta=settings.beta,
             reward_weights=[reward.weight for reward in recorder.rewards],
             shuffle_dataset=False,
+            disable_dropout=True,  # as replies are drawn without it, and a ratio is to be of one policy
             **vllm_arguments(settings),
             **own,
         )
@@ -407,7 +408,7 @@ def run(inputs: Inputs[GrpoSettings | RlooSettings], context: StageContext) -> N
     log = [metrics.with_kl_of_replies(line) for line in lines]
     atomic_write(context.output(LOG), "".join(f"{json.dumps(line)}\n" for line in log).encode())
     context.write("rollouts", kept_rollouts(recorder.folder, fitted.steps, log))
-    save_model(trainer, context.output("policy"))
+    save_model(trainer, context.output("policy"), context.warn)
     context.summarise(
         OnlineSummary(
             prompts=len(prompts) - too_long,

@@ -226,7 +226,7 @@ def run(inputs: Inputs[Settings], context: StageContext) -> None:
     finally:
         if settings.sampler == "vllm":
             trainer.sampler.close()  # type: ignore[attr-defined]  # it is a VllmSampler
-    trainer.save_model(context.output("policy"))
+    trainer.save_model(context.output("policy"), context.warn)
     if not processes.is_main():
         return
     context.write("rollouts", kept_rollouts(folder, prompts))

@@ -221,7 +221,7 @@ def train_member(number: int, rows: "Dataset", settings: Settings, context: Stag
     label = f"reward {number + 1} of {settings.members}"
     with context.task(label, unit="steps") as task, context.tracking(settings, f"-{number}" * bool(number)) as tracking:
         training.fit(trainer, log=context.output(log), label=label, task=task, tracking=tracking)
-    save_model(trainer, context.output(f"reward_model/{number}"))
+    save_model(trainer, context.output(f"reward_model/{number}"), context.warn)
     return pairs_of(trainer)
 
 

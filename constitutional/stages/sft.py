@@ -302,7 +302,7 @@ def run(settings: Settings, context: StageContext) -> None:
     log = context.output("training_log.jsonl")
     with context.task("sft", unit="steps") as task, context.tracking(settings) as tracking:
         fitted = training.fit(trainer, log=log, label="sft", task=task, tracking=tracking)
-    save_model(trainer, context.output("sft_model"))
+    save_model(trainer, context.output("sft_model"), context.warn)
     rows = len(kept) if settings.packing else fitted.rows  # packed, rows are sequences, and no example is lost
     kinds = chosen.examples.kinds
     context.summarise(

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from constitutional.base.errors import ConfigurationError
 
@@ -110,15 +110,16 @@ class Shares:
             start = self.rank * size + min(self.rank, more)
             yield rows[start : start + size + (self.rank < more)] or rows[:1]
 
-    def counts(self, rows: int) -> list[int]:
-        """How many of so many rows count in each batch of this process."""
-        together = self.batch_size * self.processes
-        sizes = [min(together, rows - first) for first in range(0, rows, together)]
-        return [(size + self.processes - 1 - self.rank) // self.processes for size in sizes]
-
     def set_epoch(self, epoch: int) -> None:
         """Take the rows in the order of that epoch."""
         self.rows.set_epoch(epoch)
+
+
+def counts(rows: int, batch_size: int, rank: int = 0, processes: int = 1) -> list[int]:
+    """How many of a step's rows count in each batch of a process, which `Shares` gives it."""
+    together = batch_size * processes
+    sizes = [min(together, rows - first) for first in range(0, rows, together)]
+    return [(size + processes - 1 - rank) // processes for size in sizes]
 
 
 def gathered(gather: "Callable[[torch.Tensor], torch.Tensor]", rows: "torch.Tensor") -> "torch.Tensor":
@@ -146,17 +147,18 @@ def leave_outputs(state: Any) -> None:  # noqa: ANN401 - accelerate's, which has
 
 
 def in_shares(trainer: C) -> C:
-    """The trainer class, one of TRL's, whose steps all processes share; for one process the class itself.
+    """The trainer class, one of TRL's, whose steps all processes share, and in which each row counts alike.
 
-    Accelerate by itself would fill up the last step of an epoch with rows that were there before.
+    TRL takes the mean over a step's passes, the last of which may have fewer rows at an epoch's end. Accelerate by
+    itself would fill up that step with rows that were there before.
     """
-    if count() == 1:
-        return trainer
     import torch
 
-    base: Any = trainer
+    weighed: Any = _weighed(trainer)
+    if count() == 1:
+        return cast("C", weighed)
 
-    class InShares(base):  # type: ignore[misc]
+    class InShares(weighed):  # type: ignore[misc]
         """The trainer for one of the processes.
 
         On a GPU networks compute in bfloat16, and what they give is taken in 32 bits, as in one process.
@@ -190,18 +192,28 @@ def in_shares(trainer: C) -> C:
             self.accelerator.gather = partial(gathered, type(self.accelerator).gather.__get__(self.accelerator))
             return loader
 
+    InShares.__name__ = trainer.__name__
+    return cast("C", InShares)
+
+
+def _weighed(trainer: type) -> type:
+    """The trainer class, whose passes are weighed by their rows."""
+    base: Any = trainer
+
+    class Weighed(base):  # type: ignore[misc]
+        """The trainer for this process, alone or one of several."""
+
         def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:  # noqa: ANN401
             """Note what each pass of the step counts; what TRL divides the loss of a language model by are tokens."""
             steps = math.ceil(len(self.train_dataset) / self._rows_per_step)
             last = self.state.global_step % steps == steps - 1
             rows = len(self.train_dataset) - (steps - 1) * self._rows_per_step if last else self._rows_per_step
-            counts = self.shares.counts(rows)
-            for batch, counted in zip(batch_samples, counts, strict=True):
+            own = counts(rows, self._train_batch_size, self.args.process_index, self.args.world_size)
+            for batch, counted in zip(batch_samples, own, strict=True):
                 if not counted and "labels" in batch:
                     batch["labels"].fill_(-100)
             # A trainer takes the mean over a pass's rows, then over passes and processes; times this, of all rows.
-            scale = len(counts) * self.args.world_size / rows
-            self._factors = iter([counted * scale for counted in counts])
+            self._factors = iter([counted * len(own) * self.args.world_size / rows for counted in own])
             return super()._get_num_items_in_batch(batch_samples, device)
 
         @property
@@ -221,6 +233,5 @@ def in_shares(trainer: C) -> C:
             factor = next(self._factors)
             return loss * factor if num_items_in_batch is None else loss
 
-    InShares.__name__ = trainer.__name__
-    made: C = InShares  # type: ignore[assignment]
-    return made
+    Weighed.__name__ = trainer.__name__
+    return Weighed

@@ -11,7 +11,7 @@ The settings that all online trainings share stand here too: how replies are sam
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -23,7 +23,7 @@ from constitutional.base.text import count_questions, without_thoughts, words
 from constitutional.base.user_function import resolved
 from constitutional.training.user_reward import load_reward
 
-Turns = Sequence[Mapping[str, str]]
+Turns = Sequence[Mapping[str, Any]]
 """A conversation as chat templates take it."""
 RewardFunction = Callable[..., Sequence[float | None]]
 """Or an `async def` that gives the same."""
@@ -183,8 +183,7 @@ def reply_text(completion: Turns | str) -> str:
 def conversation_with(prompt: Turns | str, completion: Turns | str) -> tuple[Message, ...]:
     """A prompt and its reply as one conversation; plain text is one message."""
     turns: Turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-    asked = [Message(turn["role"], turn["content"]) for turn in turns]  # type: ignore[arg-type]  # checked by who read it
-    return (*asked, Message("assistant", reply_text(completion)))
+    return (*map(Message.of, turns), Message("assistant", reply_text(completion)))
 
 
 # --- Models ---

@@ -19,7 +19,7 @@ from constitutional.engines.chat import Tokenizer, beginning, put_plainly
 from constitutional.training import processes
 
 if TYPE_CHECKING:
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset, Features  # type: ignore[import-untyped]
 
     from constitutional.base.records import Preference, SftExample
     from constitutional.base.shards import RowStream
@@ -167,16 +167,14 @@ def on_disk(rows: Iterable[Row], folder: Path) -> "Dataset":
     What the trainers make of them comes to lie in the folder as well. The main process writes it for all; the others go
     through the rows too, and so know what was counted on the way. There must be a row.
     """
-    from datasets import Dataset, Features, Json, List
+    from datasets import Dataset
     from datasets.arrow_writer import ArrowWriter  # type: ignore[import-untyped]
 
     file = folder / "rows.arrow"
     if processes.is_main():
         iterator = iter(rows)
         first = next(iterator)
-        # Of columns with a type for all keys, a message would be given the keys that only others have.
-        messages = {key: List(Json()) for key in ("prompt", *COMPLETIONS) if key in first}
-        features = Features(Dataset.from_list([first]).features | messages)
+        features = _features(first)
         with writing(file):
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir(parents=True)
@@ -195,7 +193,18 @@ def on_disk(rows: Iterable[Row], folder: Path) -> "Dataset":
 
 
 def dataset(rows: Sequence[Row]) -> "Dataset":
-    """The rows in memory, as the trainers want them."""
+    """The rows in memory, as the trainers want them. There must be a row."""
     from datasets import Dataset
 
-    return Dataset.from_list(list(rows))
+    return Dataset.from_list(list(rows), features=_features(rows[0]))
+
+
+def _features(row: Row) -> "Features":
+    """The types of a row's columns, as all rows have them.
+
+    Of columns with a type for all keys, a message would be given the keys that only others have.
+    """
+    from datasets import Dataset, Features, Json, List
+
+    messages = {key: List(Json()) for key in ("prompt", *COMPLETIONS) if key in row}
+    return Features(Dataset.from_list([row]).features | messages)

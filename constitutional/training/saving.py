@@ -5,9 +5,9 @@ A model is saved whole or not at all, and read again to compare, bit for bit.
 
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from constitutional.base.errors import ModelError
 from constitutional.engines.chat import Tokenizer
@@ -16,6 +16,10 @@ from constitutional.training import processes
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, Trainer
+
+
+MOST: Final = 0.9
+"""The share of what adapters learned that the merged weights have to hold for a training to say nothing of it."""
 
 
 def bit_sums(weights: "Iterable[Tensor]") -> list[int]:
@@ -74,8 +78,47 @@ def kind_of_shards(trainer: "Trainer") -> str:
     return "FSDP" if trainer.is_fsdp_enabled else ""
 
 
-def save_model(trainer: "Trainer", folder: Path) -> None:
+def share_kept(model: Any) -> float:  # noqa: ANN401 - PEFT's wrapper of a model
+    """The share of what adapters learned that the weights hold once these are merged; 1 where nothing was learned.
+
+    With a map's weights W and what its adapter adds to them Δ, that is ⟨round(W + Δ) − W, Δ⟩ / ⟨Δ, Δ⟩ over all maps.
+    W is rounded to the number format of the model: in bfloat16 what is less than half a step of a weight, of which
+    there are 128 from 1 to 2, is lost.
+    """
+    import torch
+    from peft.tuners.lora import Linear
+
+    kept, learned = 0.0, 0.0
+    with torch.no_grad():
+        for layer in model.modules():
+            if not isinstance(layer, Linear) or layer.lora_variant:
+                continue
+            weight: Any = layer.get_base_layer().weight
+            for adapter in layer.active_adapters:
+                change = layer.get_delta_weight(adapter).float()
+                moved = (weight.float() + change).to(weight.dtype).float() - weight.float()
+                kept += float((moved * change).sum(dtype=torch.float64))
+                learned += float(change.square().sum(dtype=torch.float64))
+    return kept / learned if learned else 1.0
+
+
+def merged(model: Any, warn: Callable[[str], None]) -> Any:  # noqa: ANN401 - a model, or PEFT's wrapper of one
+    """The model with its adapters, if it has any, merged; a warning where its weights hold little of them."""
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    if (share := share_kept(model)) < MOST:
+        warn(
+            f"the model's weights in {str(model.dtype).removeprefix('torch.')} hold {share:.0%} of what was trained: "
+            "a change of less than half a step between two such numbers rounds away. A higher learning_rate moves "
+            "weights further; a training without lora keeps them in 32 bits, and model.dtype=float32 reads them so"
+        )
+    return model.merge_and_unload()
+
+
+def save_model(trainer: "Trainer", folder: Path, warn: Callable[[str], None] = lambda _: None) -> None:
     """Write the trained model with its adapters merged, as `write_model` does; the main process does it, for all.
+
+    `warn` is told where the weights hold little of what was trained.
 
     Raises:
         ModelError: what is read differs from what was trained.
@@ -90,8 +133,7 @@ def save_model(trainer: "Trainer", folder: Path) -> None:
     # Without the wrapper that computes in bfloat16 during training: it is no part of the model that is saved.
     model: Any = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if processes.is_main():
-        plain = model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-        write_model(plain, trainer.processing_class, folder)
+        write_model(merged(model, warn), trainer.processing_class, folder)
     processes.wait()
 
 

@@ -52,7 +52,7 @@ class LoraSettings(BaseModel):
     alpha: float = Field(default=32.0, gt=0)
     """The adapters' output is scaled by alpha / rank."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Share of the adapters' inputs that is dropped while training."""
+    """Share of the adapters' inputs that is dropped in supervised training; the others train without dropout."""
 
 
 class NetworkSettings(BaseModel):
@@ -168,6 +168,19 @@ def check_kernels(settings: TrainingSettings, stage: str) -> None:
         )
 
 
+def check_dropout(settings: NetworkSettings, stage: str) -> None:
+    """Refuse dropout in a training that has none: TRL turns it off, and a ratio would be of two random policies.
+
+    Raises:
+        ConfigurationError: there is some.
+    """
+    if settings.lora and settings.lora.dropout:
+        raise ConfigurationError(
+            f"{stage}.lora.dropout={settings.lora.dropout:g}: only supervised training drops inputs of its adapters "
+            f"(sft.lora.dropout); type {stage}.lora.dropout=0"
+        )
+
+
 # --- Soft labels ---
 
 
@@ -264,7 +277,14 @@ def trl_arguments(
     if not gpu and processes.count() > 1:
         # Accelerate calls the CPU of the second process cpu:1, where torch cannot load the state of an optimizer.
         vars(arguments)["_setup_devices"] = torch.device("cpu")
+    _take_one_gpu(arguments)
     return arguments
+
+
+def _take_one_gpu(arguments: Any) -> None:  # noqa: ANN401 - transformers', of any trainer
+    """Keep a process to its own GPU: one alone would spread a batch over all that it sees, which TRL refuses."""
+    _ = arguments.device  # by which transformers counts them, once
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # noqa: SLF001 - transformers' own way to say so
 
 
 class Fitted(NamedTuple):

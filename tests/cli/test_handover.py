@@ -248,6 +248,21 @@ def test_settings_that_the_commands_do_not_take_are_said_to_stay_behind(tmp_path
     assert "algorithm.reward_clip (3.0): not handed over" in said
     assert "mini_batches" not in said
     assert "vf_coef" not in said  # as it is by default
+    assert "the weight of the reward model" not in said
+
+
+def test_a_weight_of_the_reward_model_and_how_the_rate_falls_are_said_to_stay_behind(tmp_path: Path) -> None:
+    more = ("algorithm=grpo", "algorithm.epochs=2", "algorithm.rewards=[{kind: reward_model, weight: -0.5}]")
+    folder = exported(
+        until_reward(tmp_path, *more, "algorithm.schedule=cosine", "algorithm.weight_decay=0.1"),
+        "verl",
+        tmp_path / "out",
+    )
+    _, said = (folder / CARD).read_text().split("What was not carried over:")
+    assert "the weight of the reward model's score (-0.5): not handed over" in said
+    assert "algorithm.weight_decay (0.1): not handed over" in said
+    assert "algorithm.schedule (cosine): not handed over" in said
+    assert "algorithm.warmup" not in said  # as it is by default
 
 
 def test_a_file_of_preferences_is_still_a_file(first: RunStore, tmp_path: Path) -> None:

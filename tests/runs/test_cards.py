@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import TypeAdapter
 
 from constitutional.base.files import CARD, digest_of
 from constitutional.cli.main import main
@@ -13,6 +14,7 @@ from constitutional.runs.cards import TRAINED, model_card
 from constitutional.runs.compose import load
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.outputs import damage
+from constitutional.stages.grpo import GrpoSettings
 from constitutional.training.saving import copy_model
 from tests.scripted_run import World, configured, constitution, go
 
@@ -49,6 +51,47 @@ def test_a_policy_says_what_it_was_trained_on_and_how(store: RunStore) -> None:
     assert "No person voted" in card
     assert '"kind": "dpo"' in card
     assert "8 revisions" in card_of(store, "sft_model")
+
+
+def test_a_policy_that_learned_no_preference_does_not_claim_any(store: RunStore, tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def short(completions, **_):\n    return [0.0] * len(completions)\n")
+    own = {"kind": "python", "function": f"{tmp_path}/own.py:short"}
+    config, used = load(store.folder), load_constitution(store.folder / USED)
+
+    def card(*rewards: dict[str, str]) -> str:
+        algorithm = TypeAdapter(GrpoSettings).validate_python({"rewards": rewards})
+        return model_card(store, config.model_copy(update={"algorithm": algorithm}), used, "policy")
+
+    direct = card({"kind": "constitution"}, own)
+    assert "the labeler's scores for the principles, by a function that a user wrote" in direct
+    assert "trained on preferences" not in direct
+    assert "| preferences |" not in direct
+    assert "AI labels" not in direct
+    assert "The labeler is" in direct
+    assert '"function": "own.py:short"' in direct
+    assert str(tmp_path) not in direct
+    assert "The labeler is" not in card(own)
+    learned = card({"kind": "reward_model"})
+    assert "by a reward model that learned preferences" in learned
+    assert "| preferences |" in learned
+
+
+@pytest.mark.parametrize(
+    ("stage", "model", "changed", "said"),
+    [
+        ("sft", "sft_model", {"nothing_revised": True}, "is the base model"),
+        ("reward", "reward_model", {"pairs": 0}, "has no member"),
+        ("dpo", "policy", {"pairs": 0, "steps": 0}, "is the SFT model"),
+    ],
+)
+def test_a_model_that_was_not_trained_says_so(
+    store: RunStore, monkeypatch: pytest.MonkeyPatch, stage: str, model: str, changed: dict[str, object], said: str
+) -> None:
+    for name, value in changed.items():
+        monkeypatch.setitem(store.stages[stage].summary, name, value)
+    card = model_card(store, load(store.folder), load_constitution(store.folder / USED), model)
+    assert f"This model {said}" in card
+    assert "it learned" not in card.partition("## Data")[0]
 
 
 def test_figures_are_in_the_card_once_the_evaluation_is_done(tmp_path: Path) -> None:

@@ -191,6 +191,31 @@ def test_a_labeler_that_rewards_takes_keys_and_values_as_it_scores(model: Path, 
     assert "the labeler scores replies" not in [found.what for found in served.moments]
 
 
+def test_what_scores_the_replies_of_an_online_training_is_planned(model: Path, tmp_path: Path) -> None:
+    other = tiny_model(tmp_path, "llama")
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "Why?"}\n')
+    words = [f"model.path={model}", "sft.max_length=32", "reward.max_length=32", "algorithm=ppo"]
+    words += [f"prompts.path={tmp_path}/prompts.jsonl", f"labeler.path={other}", "evaluate.judged=0"]
+    words += [
+        "evaluate.critiqued=0",
+        "evaluate.compared=0",
+        "evaluate.max_tokens=8",
+        "labeler.batch_size=4096",
+        "label.method=rationale",
+    ]
+
+    def rows(*more: str) -> StagePlan:
+        return {row.stage: row for row in plan(compose([*words, *more]), LARGE)}["evaluate"]
+
+    assert rows().role == "labeler"  # it scores the replies that the training kept
+    for more in ("evaluate.gold_replies=0", "algorithm.rewards=[{kind: constitution}]"):
+        assert rows(more).role == ""
+    # One that the training did not use scores as the run's own does.
+    scorer = rows(f"evaluate.gold_reward_model={model}", "algorithm.max_prompt_tokens=100000")
+    assert scorer.model == str(model)
+    assert scorer.peak == moments.scoring(footprint(str(model)), 100_000 + 160)
+
+
 def test_a_server_and_a_function_need_no_memory_here(model: Path) -> None:
     http = ["labeler=http", "labeler.url=http://127.0.0.1:1/v1", "labeler.model=any"]
     rows = planned([f"model.path={model}", *TINY, *http])

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
@@ -7,6 +8,7 @@ from pydantic import TypeAdapter, ValidationError
 from constitutional.base.errors import ConfigurationError
 from constitutional.base.records import Message
 from constitutional.training import rewards
+from constitutional.training.ppo.rollout import Rewards
 
 ASKED = [{"role": "user", "content": "May I?"}]
 
@@ -71,6 +73,22 @@ def test_several_reward_models_count_less_where_they_disagree() -> None:
 
 def test_a_plain_text_prompt_is_one_message() -> None:
     assert rewards.conversation_with("Hello?", "Hi.") == (Message("user", "Hello?"), Message("assistant", "Hi."))
+
+
+def test_calls_of_tools_in_a_prompt_are_scored_with_it() -> None:
+    call = '{"tool_calls": [{"function": {"name": "weather"}}]}'
+    asked = (Message("user", "Rain?"), Message("assistant", "", call), Message("tool", "Rain."))
+    prompt = [message.turn() for message in asked]
+    assert rewards.conversation_with(prompt, "Yes.") == (*asked, Message("assistant", "Yes."))
+
+    class Called:
+        """A reward model that counts the turns with something beside their text."""
+
+        def scores(self, conversations: Sequence[Sequence[Message]]) -> list[float]:
+            return [float(sum(bool(message.extra) for message in conversation)) for conversation in conversations]
+
+    model: Any = Called()
+    assert Rewards([model], [], None).members([{"prompt": prompt}], ["Yes."]) == [[1.0]]
 
 
 def test_two_rewards_of_one_name_are_refused(tmp_path: Path) -> None:

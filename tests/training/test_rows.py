@@ -10,7 +10,7 @@ from constitutional.base.records import Message, Preference, Prompt, Split
 from constitutional.base.shards import Shards
 from constitutional.engines.chat import ChatTokens
 from constitutional.engines.local import load_model
-from constitutional.training.rows import fitting, on_disk, preference_rows, token_ids
+from constitutional.training.rows import chat, dataset, fitting, on_disk, preference_rows, token_ids
 from tests.tiny import tiny_model
 
 
@@ -131,6 +131,14 @@ def test_rows_come_from_the_disk_as_they_went_there(tmp_path: Path) -> None:
     files = [Path(each["filename"]) for each in (*kept.cache_files, *longer.cache_files)]
     assert {file.parent for file in files} == {tmp_path / "rows"}  # so that they go with the folder
     assert not (tmp_path / "rows/cache-of-a-killed-run.arrow").exists()
+
+
+def test_a_message_of_rows_in_memory_has_its_own_keys_alone() -> None:
+    call = '{"tool_calls": [{"function": {"arguments": {"city": "Oslo"}, "name": "weather"}}]}'
+    asked = (Message("user", "Rain?"), Message("assistant", "", call), Message("tool", "Rain."))
+    rows = [{"prompt": chat(messages), "prompt_id": messages[0].content} for messages in (asked[:1], asked)]
+    assert list(dataset(rows)) == rows
+    assert [tuple(map(Message.of, row["prompt"])) for row in dataset(rows)] == [asked[:1], asked]
 
 
 def test_rows_are_made_one_by_one(models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,11 +1,12 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from constitutional.base.errors import ModelError
 from constitutional.base.files import digest_of
 from constitutional.engines.local import load_model
-from constitutional.training.saving import bit_sums, check_finite, check_moved, write_model
+from constitutional.training.saving import bit_sums, check_finite, check_moved, merged, share_kept, write_model
 from tests.tiny import tiny_model
 
 
@@ -21,6 +22,48 @@ def test_the_least_change_of_a_weight_is_seen() -> None:
         last = moved[index].view(-1)[-1:]
         last.copy_(torch.nextafter(last, torch.full_like(last, 9)))
         check_moved(before, moved, "sft", 7)
+
+
+@pytest.mark.parametrize(
+    ("weights", "change", "share"),
+    [
+        # From 1 to 2 a step of bfloat16 is 2^-7: half of it is the least that shows.
+        ([1.0, 1.0], 0.001, 0.0),
+        ([1.0, 1.0], 2**-7, 1.0),
+        ([1.0, 1.0], 2**-7 * 0.75, 4 / 3),  # rounded up
+        ([1.0, 0.0], 2**-10, 0.5),  # around 0 steps are small
+        ([1.0, 0.0], 0.0, 1.0),
+    ],
+)
+def test_the_share_of_an_adapter_that_16_bits_hold(weights: list[float], change: float, share: float) -> None:
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+
+    for dtype, expected in ((torch.bfloat16, share), (torch.float32, 1.0)):
+        model: Any = torch.nn.Sequential(torch.nn.Linear(1, 2, bias=False, dtype=dtype))
+        adapted: Any = inject_adapter_in_model(LoraConfig(r=1, lora_alpha=2, target_modules=["0"]), model)
+        layer = adapted[0]
+        layer.get_base_layer().weight.data = torch.tensor(weights, dtype=dtype)[:, None]
+        layer.lora_A["default"].weight.data = torch.tensor([[0.5]])  # and alpha / rank is 2
+        layer.lora_B["default"].weight.data = torch.tensor([[change], [change]])
+        assert share_kept(adapted) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize(("dtype", "warned"), [("bfloat16", True), ("float32", False)])
+def test_what_rounds_away_as_adapters_are_merged_is_told(tmp_path: Path, dtype: str, warned: bool) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, _ = load_model(tiny_model(tmp_path), device="cpu", dtype=dtype)
+    before = bit_sums(model.parameters())
+    adapted: Any = get_peft_model(model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, weight in adapted.named_parameters():
+        if "lora_B" in name:
+            weight.data.fill_(1e-6)
+    said: list[str] = []
+    whole = merged(adapted, said.append)
+    assert len(said) == warned
+    assert all("learning_rate" in line for line in said)
+    assert bit_sums(whole.parameters()) != before  # weights close to 0 have small steps
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from constitutional.base.errors import ModelError, RunError
+from constitutional.base.errors import ConfigurationError, ModelError, RunError
 from constitutional.base.progress import Progress
+from constitutional.runs.compose import compose
+from constitutional.runs.runner import _check_training
 from constitutional.stages import dpo, grpo, reward, sft
 from constitutional.training import rewards
 from constitutional.training.reward_model import load_reward_model
@@ -25,6 +27,7 @@ from constitutional.training.trl import (
     fit,
     load_policy,
     soft_correction,
+    trl_arguments,
 )
 from tests.tiny import tiny_model
 
@@ -104,6 +107,23 @@ def test_a_loss_that_is_no_number_ends_the_training(tmp_path: Path) -> None:
         callback.on_log(arguments, TrainerState(global_step=7), TrainerControl(), logs={"loss": float("nan")})
 
 
+def test_a_process_alone_trains_on_one_of_the_gpus_that_it_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from transformers import TrainingArguments
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+    def on_a_gpu(**own: Any) -> TrainingArguments:  # noqa: ANN401
+        """As on a machine that has one: transformers counts GPUs unless it is told to use the CPU."""
+        return TrainingArguments(**{key: own[key] for key in own.keys() - {"use_cpu", "bf16", "max_length"}})
+
+    assert on_a_gpu(output_dir=str(tmp_path)).n_gpu == 2
+    arguments = trl_arguments(on_a_gpu, TrainingSettings(learning_rate=1e-3, epochs=1), tmp_path, 0)
+    assert (arguments.n_gpu, arguments.train_batch_size) == (1, 16)
+
+
 def turn(role: str, content: str) -> list[dict[str, str]]:
     return [{"role": role, "content": content}]
 
@@ -136,6 +156,22 @@ def trainer(kind: str, model: Path, folder: Path, count: int, **settings: Any) -
 
 
 KINDS = ("sft", "reward", "dpo", "grpo", "rloo")
+
+
+def test_dropout_is_refused_where_a_training_has_none() -> None:
+    with pytest.raises(ConfigurationError, match=r"^algorithm\.lora\.dropout=0\.1: .*type algorithm\.lora\.dropout=0$"):
+        _check_training(compose(["experiment=sandbox", "algorithm.lora={rank: 4, dropout: 0.1}"]))
+    _check_training(compose(["experiment=sandbox", "algorithm.lora={rank: 4}", "sft.lora={rank: 4, dropout: 0.1}"]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_supervised_training_alone_drops_inputs_of_adapters(models: Path, tmp_path: Path, kind: str) -> None:
+    import torch
+
+    made = trainer(kind, models, tmp_path / "c", 4, lora=LoraSettings(rank=2, dropout=0.5))
+    drops = {module.p for module in made.model.modules() if isinstance(module, torch.nn.Dropout)}
+    assert (0.5 in drops) == (kind == "sft")
+    assert kind == "sft" or drops <= {0}
 
 
 @pytest.mark.parametrize("lora", [None, LoraSettings(rank=2)])

@@ -274,8 +274,7 @@ class Rewards:
     def members(self, rows: Sequence[Row], texts: Sequence[str]) -> list[list[float]]:
         """For each row, every reward model's normalised score of its reply."""
         conversations = [
-            (*(Message(turn["role"], turn["content"]) for turn in row["prompt"]), Message("assistant", text))
-            for row, text in zip(rows, texts, strict=True)
+            (*map(Message.of, row["prompt"]), Message("assistant", text)) for row, text in zip(rows, texts, strict=True)
         ]
         columns = [model.scores(conversations) for model in self.models]
         return [list(scores) for scores in zip(*columns, strict=True)] if columns else [[] for _ in rows]

@@ -59,7 +59,7 @@ from constitutional.training.preflight import preflight
 from constitutional.training.quiet import quiet_libraries
 from constitutional.training.reward_model import load_reward_model
 from constitutional.training.rows import Row, token_ids
-from constitutional.training.saving import bit_sums, check_finite, check_moved, write_model
+from constitutional.training.saving import bit_sums, check_finite, check_moved, merged, write_model
 
 if TYPE_CHECKING:
     import torch
@@ -360,15 +360,18 @@ class PPOTrainer:
         with (Path(self.args.output_dir) / name).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
-    def save_model(self, folder: str | Path) -> None:
-        """Write the policy, adapters merged, with its tokenizer, and read it again to compare."""
+    def save_model(self, folder: str | Path, warn: Callable[[str], None] | None = None) -> None:
+        """Write the policy, adapters merged, with its tokenizer, and read it again to compare.
+
+        `warn` is told where the weights hold little of what adapters learned; standard error is, without it.
+        """
         import copy
 
         if self.accelerator.is_main_process:
             with self.networks.acting("policy") as model:
                 # Of a copy, as merging takes the adapters away, with which the training may go on.
-                merged = copy.deepcopy(model).merge_and_unload() if self.networks.shared else model
-            write_model(merged, self.processing_class, Path(folder))
+                whole = merged(copy.deepcopy(model), warn or self._progress.say) if self.networks.shared else model
+            write_model(whole, self.processing_class, Path(folder))
         self.accelerator.wait_for_everyone()
 
     def save_value_model(self, folder: str | Path) -> None:
