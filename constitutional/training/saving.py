@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
 
-MOST: Final = 0.9
+ENOUGH: Final = 0.9
 """The share of what adapters learned that the merged weights have to hold for a training to say nothing of it."""
 
 
@@ -106,7 +106,7 @@ def merged(model: Any, warn: Callable[[str], None]) -> Any:  # noqa: ANN401 - a 
     """The model with its adapters, if it has any, merged; a warning where its weights hold little of them."""
     if not hasattr(model, "merge_and_unload"):
         return model
-    if (share := share_kept(model)) < MOST:
+    if (share := share_kept(model)) < ENOUGH:
         warn(
             f"the model's weights in {str(model.dtype).removeprefix('torch.')} hold {share:.0%} of what was trained: "
             "a change of less than half a step between two such numbers rounds away. A higher learning_rate moves "
