@@ -80,7 +80,7 @@ def _problems(tokenizer: Tokenizer, rows: int, ends: Iterable[int]) -> Iterator[
         if whole[: len(asked)] != asked:
             how = thinks(tokenizer)
             thought = "it begins a thought before a reply, which a reply that is learned from does not have"
-            remedy = "type model.template={enable_thinking: false}" if how == "switch" else "take another model"
+            remedy = 'type "model.template={enable_thinking: false}"' if how == "switch" else "take another model"
             yield (
                 "its chat template is not prefix-preserving: the prompt reads otherwise once a reply follows it"
                 f"{f' ({thought}; {remedy})' if how else ''}"

@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast
 
 from constitutional.base.errors import ConfigurationError
@@ -202,6 +203,9 @@ def _weighed(trainer: type) -> type:
 
     class Weighed(base):  # type: ignore[misc]
         """The trainer for this process, alone or one of several."""
+
+        _factors: Iterator[float] = repeat(1.0)
+        """By what the losses of a step's next passes are weighed; outside a step all are alike."""
 
         def _get_num_items_in_batch(self, batch_samples: list[Any], device: Any) -> Any:  # noqa: ANN401
             """Note what each pass of the step counts; what TRL divides the loss of a language model by are tokens."""

@@ -25,11 +25,11 @@ def test_a_run_says_which_models_will_think_and_how_to_turn_that_off(tmp_path: P
     (line,) = said(f"model.path={thinks}")
     assert f"{thinks} (base, generator, critic, labeler) thinks before it replies" in line
     assert "count for the lengths at which that is cut off" in line
-    assert line.endswith("type model.template={enable_thinking: false}")
+    assert line.endswith('type "model.template={enable_thinking: false}"')
     assert said(f"model.path={thinks}", "model.template={enable_thinking: false}") == []
     (line,) = said(f"model.path={plain}", f"labeler.path={thinks}")
     assert f"{thinks} (labeler) thinks" in line
-    assert line.endswith("type labeler.template={enable_thinking: false}")
+    assert line.endswith('type "labeler.template={enable_thinking: false}"')
     assert said() == []
 
 

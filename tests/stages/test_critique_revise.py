@@ -617,7 +617,7 @@ def test_drafts_that_are_thoughts_alone_are_left_out_and_the_stage_says_what_to_
     (warning,) = context.warnings
     assert "2 of 3 drafts were cut off at 17 tokens: 0 of these end with" in warning
     assert "draft_max_tokens=34. The model still thought in 2 of these" in warning
-    assert "model.template={enable_thinking: false} (generator.template for a local model of its own)" in warning
+    assert '"model.template={enable_thinking: false}" (generator.template for a local model of its own)' in warning
     with pytest.raises(RunError, match=r"None of 2 drafts.*still thought in 2 of these.*enable_thinking: false"):
         run(Settings(cut_off="shorten"), stage_with(tmp_path, rule, *map(prompt, "23")))
 

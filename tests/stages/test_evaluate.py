@@ -656,7 +656,7 @@ def test_a_model_that_gets_no_further_than_its_thoughts_is_named_with_what_to_ty
     assert (scores["base", "length"].value, scores["base", "refusal_phrases"].value) == (0, 0)
     (warning,) = context.warnings
     assert "2 of 2 replies of base are empty" in warning
-    assert "type evaluate.max_tokens=36, or model.template={enable_thinking: false}" in warning
+    assert 'type evaluate.max_tokens=36, or "model.template={enable_thinking: false}"' in warning
 
 
 def test_without_two_held_out_prompts_nothing_is_measured() -> None:

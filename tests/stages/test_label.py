@@ -168,7 +168,7 @@ def test_where_the_labeler_is_cut_off_in_its_thoughts_the_warning_says_how_to_en
     label.run(Settings(), context)
     (warning,) = context.warnings
     assert "cut off at 256 tokens, while the model thought" in warning
-    assert "type label.max_tokens=512, or model.template={enable_thinking: false} (labeler.template for" in warning
+    assert 'type label.max_tokens=512, or "model.template={enable_thinking: false}" (labeler.template for' in warning
 
 
 def test_where_responses_are_to_be_scored_the_labeler_tries_that_on_the_examples_first() -> None:

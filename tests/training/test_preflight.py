@@ -63,7 +63,7 @@ def test_preflight_names_the_problem(models: Path, spoil: Callable[[Any], None],
     ("template", "remedy"),
     [
         ("deepseek_r1_distill", "take another model"),
-        ("nemotron_3_nano", "type model.template={enable_thinking: false}"),
+        ("nemotron_3_nano", 'type "model.template={enable_thinking: false}"'),
     ],
 )
 def test_a_template_that_begins_a_thought_is_refused_with_the_way_out(models: Path, template: str, remedy: str) -> None:
