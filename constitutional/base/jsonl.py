@@ -144,7 +144,7 @@ def parse(text: str) -> Any:  # noqa: ANN401 - JSON may be anything
     except BadTextError:
         raise
     except json.JSONDecodeError as error:
-        raise BadTextError(f"is not JSON: {error.msg} at character {error.pos + 1}") from error
+        raise BadTextError(f"is not JSON: {error.msg.removesuffix(' at')} at character {error.pos + 1}") from error
     except RecursionError as error:
         raise BadTextError("is nested too deeply") from error
     except ValueError as error:  # a number of thousands of digits

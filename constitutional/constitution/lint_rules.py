@@ -191,8 +191,9 @@ def _idle_priorities(constitution: Constitution) -> Warnings:
 
 
 def _missing_examples(constitution: Constitution) -> Warnings:
-    """Principles whose labels cannot be checked."""
-    without = [principle for principle in constitution.principles if not principle.examples]
+    """Principles whose labels cannot be checked; what a rule decides needs no check."""
+    judged = [principle for principle in constitution.principles if principle.rule is None]
+    without = [principle for principle in judged if not principle.examples]
     if len(without) == len(constitution.principles):
         yield None, "no principle has examples (prompt, better, worse), so the labeler cannot be measured on them"
         return

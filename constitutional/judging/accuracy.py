@@ -7,7 +7,7 @@ once, and kept in the field `trusted` of each principle's row; every later reade
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from pydantic import Field
@@ -185,10 +185,13 @@ def labelled_by(
     return trusted_principles(constitution, accuracies, [LABELER] if settings.principles == "telling" else judges)
 
 
-def warnings_of(accuracies: Iterable[PrincipleAccuracy]) -> list[str]:
-    """What is known against the judges' labels: a line for all principles without examples, and one for each other."""
+def warnings_of(accuracies: Iterable[PrincipleAccuracy], by_rule: Container[str] = ()) -> list[str]:
+    """What is known against the judges' labels: a line for all principles without examples, and one for each other.
+
+    Principles that a rule decides need no examples.
+    """
     warnings = []
-    without = dict.fromkeys(f"'{row.principle}'" for row in accuracies if not row.n)
+    without = dict.fromkeys(f"'{row.principle}'" for row in accuracies if not row.n and row.principle not in by_rule)
     if without:
         them, have, is_judged = (
             ("principle", "has", "it is") if len(without) == 1 else ("principles", "have", "they are")

@@ -32,7 +32,7 @@ _SHARED: Final = 0.1
 """The share of these words that draft or prompt hold, below which a revision is about something else."""
 _DISTINCT: Final = 0.6
 """The share of different rows of three words, below which a text goes round in circles."""
-_FEWEST_ROWS: Final = 30
+_FEWEST_ROWS: Final = 12
 
 
 class Signs(NamedTuple):

@@ -62,7 +62,7 @@ class SpotCheckSettings(Frozen):
         if self.budget and not self.votes:
             raise ValueError(
                 f"budget is {self.budget:g} {self.unit}, which is less than a vote takes ({self._price:g}); type "
-                f"budget={self._price:g} or more, or 0 for none"
+                f"spotcheck.budget={self._price:g} or more, or 0 for none"
             )
         return self
 

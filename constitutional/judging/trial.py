@@ -38,11 +38,12 @@ class Trial(NamedTuple):
 def by_examples(constitution: Constitution, engine: Engine, templates: Prompts, settings: LabelSettings) -> Trial:
     """How often the labeler finds the better of each principle's own examples."""
     accuracies = measure_labeler(constitution, engine, templates, settings)
-    lines = [("principle", *HEADING), *map(_principle_line, accuracies)]
+    by_rule = {principle.id for principle in constitution.principles if principle.rule}
+    lines = [("principle", *HEADING), *(_principle_line(row, by_rule=row.principle in by_rule) for row in accuracies)]
     return Trial(table(lines, numbers_from=1), any(accuracy.near_chance for accuracy in accuracies))
 
 
-def _principle_line(row: PrincipleAccuracy) -> tuple[str, ...]:
+def _principle_line(row: PrincipleAccuracy, *, by_rule: bool) -> tuple[str, ...]:
     readable = row.n - row.unreadable
     low, high = wilson(row.right, readable)
     remarks = [_remark(readable, near_chance=row.near_chance)] if readable else []
@@ -53,7 +54,7 @@ def _principle_line(row: PrincipleAccuracy) -> tuple[str, ...]:
         f"{row.right} of {readable}",
         "–" if row.accuracy is None else f"{row.accuracy:.0%}",
         f"{low:.0%}–{high:.0%}" if readable else "–",
-        "; ".join(filter(None, remarks)) if row.n else "has no examples",
+        "; ".join(filter(None, remarks)) if row.n else "a rule decides" if by_rule else "has no examples",
     )
 
 

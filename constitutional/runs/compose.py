@@ -383,7 +383,7 @@ def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
     chosen = {word.key_or_group: str(word.value()) for word in overrides if word.key_or_group in GROUPS}
     keys = {word.key_or_group for word in overrides}
     roles = {word.package or word.key_or_group for word in overrides}  # that have an engine of their own
-    words, refused = [], []
+    words, refused = [], list(_without_engine(overrides))
     for override in overrides:
         key, line = override.key_or_group, str(override.input_line)
         group, _, name = key.partition(".")
@@ -410,6 +410,17 @@ def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
         words.append("experiment=real")
     _refuse(UsageError, refused)
     return list(dict.fromkeys(words))
+
+
+def _without_engine(overrides: "Sequence[Override]") -> Iterator[str]:
+    """What to type beside settings of all roles' engine that the default, a model in this process, lacks."""
+    keys = [word.key_or_group for word in overrides]
+    for key in keys if "engine" not in keys else ():
+        group, _, name = key.partition(".")
+        kinds = {preset.removeprefix("schema_"): model.model_fields for preset, model in GROUPS["engine"].items()}
+        having = [kind for kind, fields in kinds.items() if name.partition(".")[0] in fields]
+        if group == "engine" and having and "local" not in having:
+            yield f"{key} is a setting of engine={' or engine='.join(having)}; type that as well"
 
 
 def _of_all_roles(name: str, value: str, own: Collection[str]) -> list[str]:

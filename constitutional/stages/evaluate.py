@@ -265,6 +265,18 @@ def violation_scores(samples: Sequence[Sample], settings: Settings, context: Sta
     verdicts = [None if critique.failed else _violates(critique.text, settings) for critique in critiques]
     limit = settings.critique_max_tokens
     _warn_of_thoughts("critiques", critiques, "evaluate.critique_max_tokens", limit, context, "critic")
+    unread = [
+        critique
+        for critique, verdict in zip(critiques, verdicts, strict=True)
+        if verdict is None and not (critique.failed or critique.unspoken)
+    ]
+    if len(unread) > OFTEN * len(asked):
+        cut_off = sum(critique.finish == "length" for critique in unread)
+        context.warn(
+            f"{len(unread)} of {len(asked)} critiques of replies give no verdict, and are left out of the violations; "
+            f"{cut_off} of them were cut off at {limit} tokens; type evaluate.critique_max_tokens={4 * limit}, or "
+            "another critic (critic.path=FOLDER), or evaluate.critiqued=0 to ask for none"
+        )
     failed = Counter(str(critique.finish) for critique in critiques if critique.failed)
     problems = {"critiques": len(asked), "unreadable critiques": verdicts.count(None) - failed.total()}
     for finish, why in (("too_long", "too long to ask for"), ("refusal", "refused"), ("error", "which failed")):

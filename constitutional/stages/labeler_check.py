@@ -52,7 +52,7 @@ def run(settings: Settings, context: StageContext) -> None:
         for row in measure_labeler(compared, engine, context.prompts, settings, name)
     ]
     context.write("labeler_accuracy", accuracies)
-    warnings = warnings_of(accuracies)
+    warnings = warnings_of(accuracies, {row.id for row in compared.principles if row.rule})
     for warning in warnings:
         context.warn(warning)
     rated = trusted_principles(compared, accuracies)  # evaluation asks the labeler alone

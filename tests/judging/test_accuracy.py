@@ -69,6 +69,7 @@ def test_principles_that_the_labeler_misjudges_are_left_out() -> None:
         "principle 'shorter' is left out: the labeler is right in 0 of 3 on its examples",
     ]
     others = [Principle(id=f"p{number}", text="Be calm.") for number in range(12)]
+    assert not any("'calm'" in line for line in warnings_of(accuracies, {"calm"}))  # which a rule decides
     (told,) = warnings_of(measured(likes_longer, *others))
     assert told.startswith("principles 'p0', 'p1', ")
     assert told.endswith(", 'p9' and 2 more have no examples, so nobody knows how well they are judged")
@@ -129,7 +130,7 @@ def test_where_the_labeler_only_thinks_it_is_said_how_to_end_that() -> None:
     settings = LabelSettings(max_tokens=9)
     with pytest.raises(RunError, match=r"fails at 6 of 6 .* could not be read: .* cut off at 9") as told:
         check(lambda _: Completion("", "length", reasoning="Hm."), settings, LONGER)
-    assert "while the model thought (6 of 6); type label.max_tokens=18, or model.template={" in str(told.value)
+    assert "while the model thought (6 of 6); type label.max_tokens=18, or \"model.template={" in str(told.value)
 
 
 def test_advice_for_a_judge_of_a_panel_names_that_judge() -> None:

@@ -239,7 +239,8 @@ def test_principles_without_examples_and_examples_that_say_nothing_are_pointed_o
 def test_several_principles_without_examples_are_one_warning(tmp_path: Path) -> None:
     path = tmp_path / "ours.yaml"
     example = "\n  examples: [{prompt: p, better: b, worse: w}]"
-    path.write_text(f"principles:\n- text: Stay calm.{example}\n- text: Be brief.\n- text: Be kind.\n")
+    rule = "- {text: Be short., measure: fewer words}\n"  # which needs no examples
+    path.write_text(f"principles:\n- text: Stay calm.{example}\n- text: Be brief.\n- text: Be kind.\n{rule}")
     assert [finding.message for finding in lint_file(path).findings] == [
         "principles 'be_brief', 'be_kind' have no examples, so the labeler cannot be measured on them"
     ]

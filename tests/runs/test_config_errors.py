@@ -278,6 +278,8 @@ def test_a_setting_of_another_option_names_both_options(overrides: list[str], na
 def test_a_setting_of_all_engines_that_no_role_has_or_takes_is_refused() -> None:
     lines = lines_of("engine=http", "engine.model=m", "engine.urll=http://127.0.0.1:1/v1")
     assert any("did you mean labeler.url" in line for line in lines)
+    with pytest.raises(UsageError, match=r"^engine\.url is a setting of engine=http; type that as well$"):
+        compose(["engine.url=http://127.0.0.1:1/v1"])
     (line,) = lines_of("generator=local", "critic=local", "labeler=local", "engine.batch_size=3")
     assert line.startswith("every role has an engine or a 'batch_size' of its own")
 

@@ -372,6 +372,19 @@ def test_a_verdict_in_bold_or_in_quotes_is_read(verdict: str) -> None:
     assert said("follows") == [0] * 6
 
 
+def test_a_run_says_where_critiques_of_replies_often_give_no_verdict() -> None:
+    def rambling(request: Request) -> Completion | str:
+        polite = "Is it polite?" in request.messages[2].content
+        return Completion("Let me see. The reply", "length") if polite else "So it follows the principle."
+
+    critics = {"critic": ScriptedEngine(rambling)}
+    context = OneStage(Path(), constitution=CONSTITUTION, prompts=load_prompts(), engines=critics)
+    violation_scores([sample("1", "Hello", "Hello", "Hi")], Settings(critique_max_tokens=5), context)
+    (warning,) = context.warnings
+    assert warning.startswith("3 of 6 critiques of replies give no verdict")
+    assert "3 of them were cut off at 5 tokens; type evaluate.critique_max_tokens=20" in warning
+
+
 def test_a_critique_without_an_answer_is_counted_by_its_reason_and_the_others_are_made() -> None:
     def short_sighted(request: Request) -> Completion | str:
         reply = request.messages[1].content

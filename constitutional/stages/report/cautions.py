@@ -35,7 +35,7 @@ def actions(run: RunReport, verdicts: Verdicts) -> Iterator[str]:
     yield from _labeler_actions(run)
     yield from _behaviour_actions(run, verdicts)
     yield from _cut_off_actions(run)
-    few = {row.principle: row.accuracy.n if row.accuracy else 0 for row in _principles(run)}
+    few = {row.principle: row.accuracy.n if row.accuracy else 0 for row in _principles(run) if not row.by_rule}
     if few := {principle: n for principle, n in few.items() if n < FEW}:
         named = ", ".join(f"“{principle}” (n = {n})" for principle, n in few.items())
         yield (

@@ -45,6 +45,8 @@ class PrincipleQuality(Frozen):
     """Conflicts where both readings lie within 10 points of 50%: the labeler hardly has a preference."""
     first: Share | None = None
     """Share of readings that preferred the response shown first; 50% means no bias."""
+    by_rule: bool = False
+    """Whether a rule that counts decides, and no judge."""
 
 
 class LabelerQuality(Frozen):

@@ -214,6 +214,7 @@ def labeler_quality(
                 conflicts=judged[principle.id].conflicts.share(),
                 ties=judged[principle.id].ties,
                 first=judged[principle.id].first.share(),
+                by_rule=principle.rule is not None,
             )
             for principle in constitution.principles
         ),

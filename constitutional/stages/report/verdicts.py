@@ -281,7 +281,7 @@ def _missing(run: RunReport, last: str) -> Iterator[str]:
     yield from _missing_kinds(run) if table else ()
     if run.labeler is None or not any(principle.judged for principle in run.labeler.principles):
         yield "Labels: no comparison was judged"
-    elif unchecked := [row.principle for row in run.labeler.principles if row.accuracy is None]:
+    elif unchecked := [row.principle for row in run.labeler.principles if not (row.accuracy or row.by_rule)]:
         yield f"Accuracy of the labeler: the constitution has no examples of {', '.join(unchecked)}"
     if run.reward is None:
         yield "Reward model"
