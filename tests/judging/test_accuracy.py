@@ -130,7 +130,7 @@ def test_where_the_labeler_only_thinks_it_is_said_how_to_end_that() -> None:
     settings = LabelSettings(max_tokens=9)
     with pytest.raises(RunError, match=r"fails at 6 of 6 .* could not be read: .* cut off at 9") as told:
         check(lambda _: Completion("", "length", reasoning="Hm."), settings, LONGER)
-    assert "while the model thought (6 of 6); type label.max_tokens=18, or \"model.template={" in str(told.value)
+    assert 'while the model thought (6 of 6); type label.max_tokens=18, or "model.template={' in str(told.value)
 
 
 def test_advice_for_a_judge_of_a_panel_names_that_judge() -> None:
