@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 
 from constitutional.base.text import canonical, first_words
@@ -29,9 +30,14 @@ _APOSTROPHES: Final = str.maketrans(dict.fromkeys("\u2019\u2018\u02bc\u2032\u00b
 
 def refuses(text: str, phrases: Iterable[str]) -> bool:
     """Whether one of the phrases is among a text's first 40 words, whatever its case: a rough rule."""
-    beginning = _plain(first_words(text, 40))
-    # Where a word begins: “AI cannot feel” and “Wi-Fi will not work” refuse nothing.
-    return any(re.search(rf"(?<![\w-]){re.escape(_plain(phrase))}", beginning) for phrase in phrases)
+    return _pattern(tuple(phrases)).search(_plain(first_words(text, 40))) is not None
+
+
+@lru_cache(maxsize=8)
+def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
+    """Any of the phrases where a word begins: “AI cannot feel” and “Wi-Fi will not work” refuse nothing."""
+    any_phrase = "|".join(re.escape(_plain(phrase)) for phrase in phrases)
+    return re.compile(rf"(?<![\w-])(?:{any_phrase})" if phrases else r"(?!)")
 
 
 def _plain(text: str) -> str:
