@@ -35,9 +35,13 @@ def refuses(text: str, phrases: Iterable[str]) -> bool:
 
 @lru_cache(maxsize=8)
 def _pattern(phrases: tuple[str, ...]) -> re.Pattern[str]:
-    """Any of the phrases where a word begins: “AI cannot feel” and “Wi-Fi will not work” refuse nothing."""
-    any_phrase = "|".join(re.escape(_plain(phrase)) for phrase in phrases)
-    return re.compile(rf"(?<![\w-])(?:{any_phrase})" if phrases else r"(?!)")
+    """Any of the phrases, where a word begins: “AI cannot feel” and “Wi-Fi will not work” refuse nothing.
+
+    Scripts other than Latin may have no spaces between words, so there a phrase may stand anywhere.
+    """
+    plain = map(_plain, phrases)
+    found = [f"(?<![\\w-]){re.escape(text)}" if text[:1].isascii() else re.escape(text) for text in plain]
+    return re.compile("|".join(found) or r"(?!)")
 
 
 def _plain(text: str) -> str:

@@ -42,6 +42,10 @@ USELESS_TRIES: Final = 3
 LONGEST_PROBE_WAIT_S: Final = 15.0
 
 
+MOST_USELESS: Final = 20
+"""Such requests one after the other, without any reply, at which a run stops."""
+
+
 class HttpEngine(Engine):
     """A server that is asked.
 
@@ -217,6 +221,8 @@ class _Worker:
         self._open: set[_Job] = set()
         self._faults = deque[tuple[Fault, _Job]](maxlen=DOWN_AFTER)
         """The latest since the last success."""
+        self._useless = 0
+        """Requests to which the server gave nothing of use, since its last reply."""
         self._down_since_s: float | None = None
         self._up_since_s = 0.0
         self._probe_wait_s = 1.0
@@ -329,6 +335,7 @@ class _Worker:
             if self._down_since_s is not None:
                 self._up()
         if isinstance(outcome, Completion):
+            self._useless = 0
             if not outcome.failed:
                 self._engine.limiter.answered(latency_s, waiting=bool(self._queue))
             job.deliver(outcome)
@@ -359,6 +366,14 @@ class _Worker:
         if now_s + wait_s < end_s and not useless:
             self._loop.call_later(wait_s, self._requeue, job)
             return
+        self._useless += useless
+        if self._useless >= MOST_USELESS:
+            self._fail(
+                ModelError(
+                    f"{self._settings.url} gave nothing of use to {self._useless} requests one after the other; the "
+                    f"last time: {fault.reason}. Where the model thinks without end, turn that off or raise the lengths"
+                )
+            )
         tries = f"{job.tries} tries" if job.tries > 1 else "1 try"
         reason = f"no reply in {tries} within {deadline_s:g} s; the last time: {fault.reason}"
         job.deliver(Completion("", "error", reason=reason))

@@ -89,9 +89,8 @@ def _asked(request: Request, unknown: Container[str]) -> Json:
     if "max_tokens" in unknown:
         fields["max_completion_tokens"] = sampling.max_tokens
     if sampling.temperature > 0:
-        fields["seed"] = request.seed
-        if sampling.top_p != 1:  # some models take no `top_p` beside a temperature
-            fields["top_p"] = sampling.top_p
+        # Left out, `top_p` would be the server's own; models that take none beside a temperature are known by refusing.
+        fields |= {"top_p": sampling.top_p, "seed": request.seed}
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
     if request.schema:
@@ -104,6 +103,8 @@ def _asked(request: Request, unknown: Container[str]) -> Json:
 
 AGAIN: Final = frozenset({408, 409, 425})
 BUSY: Final = frozenset({429, 503})
+GATEWAY: Final = frozenset({502, 504})
+"""What is between says that the server itself does not answer."""
 FATAL: Final = frozenset({401, 402, 403, 404, 405})
 OPTIONAL: Final = ("max_tokens", "seed", "top_p", "stop_token_ids")
 """Fields that a request is sent without, if the server refuses them; `max_tokens` has a successor."""
@@ -120,6 +121,7 @@ _UNKNOWN: Final = re.compile(
 _FILTERED: Final = ("content_filter", "content_policy_violation", "ResponsibleAIPolicyViolation")
 _MODERATED: Final = re.compile(r"flagged|moderation|content[ _-]?policy|usage guidelines", re.IGNORECASE)
 """What a 403 says that is about the prompt, and not about the key."""
+_OF_ACCOUNT: Final = re.compile(r"account|organi[sz]ation|api[ _]?key", re.IGNORECASE)
 _BAD_KEY: Final = re.compile(r"api[ _]?key not valid|invalid api[ _]?key", re.IGNORECASE)
 """What some servers say with status 400."""
 _ENDS: Final[dict[object, Finish]] = {
@@ -287,9 +289,16 @@ def _refused(status: int, wait_s: float | None, raw: bytes, body: object) -> Com
     told = f"the server answered {status}: {message}"
     spent = code == "insufficient_quota"
     if (status in BUSY and not spent) or status in AGAIN or status >= 500:
-        return Fault("busy" if status in BUSY else "again", told, wait_s)
+        kind: Literal["busy", "silent", "again"] = (
+            "busy" if status in BUSY else "silent" if status in GATEWAY else "again"
+        )
+        return Fault(kind, told, wait_s)
     filtered = any(name in f"{code} {raw.decode('utf-8', 'replace')}" for name in _FILTERED)
-    if status == HTTPStatus.FORBIDDEN and (filtered or _MODERATED.search(raw.decode("utf-8", "replace"))):
+    if (
+        status == HTTPStatus.FORBIDDEN
+        and (filtered or _MODERATED.search(raw.decode("utf-8", "replace")))
+        and not (_OF_ACCOUNT.search(message))
+    ):
         return Completion("", "refusal", reason=told)
     if status in FATAL or spent or status < 400 or _BAD_KEY.search(message):
         return Fault("fatal", told)

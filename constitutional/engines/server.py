@@ -402,7 +402,8 @@ def _proxy(url: str) -> str | None:
     if host in ("127.0.0.1", "localhost", "::1") or proxy_bypass(host):
         return None
     proxies = getproxies()
-    return proxies.get(parts.scheme) or proxies.get("all")
+    of_all = proxies.get("all", "")
+    return proxies.get(parts.scheme) or (of_all if of_all.startswith("http") else None)  # aiohttp speaks no SOCKS
 
 
 def _problem(error: Exception) -> str:

@@ -10,7 +10,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -82,6 +82,7 @@ def unchecked(overrides: Sequence[str]) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
+    overrides = _of_all_roles(overrides)
     if start := source_of(overrides):
         return _over_run(start, [word for word in overrides if not _FROM.fullmatch(word)])
     with hydra_ready():
@@ -118,6 +119,36 @@ def source_of(overrides: Sequence[str]) -> Path | None:
     if not (folder / "config.json").is_file():
         raise UsageError(f"from={folders[0]}: there is no run; name a run's folder, such as from=runs/first")
     return folder.resolve()
+
+
+def _of_all_roles(overrides: Sequence[str]) -> list[str]:
+    """The overrides with `engine.KEY=VALUE` as a setting of every role whose engine has it and that names none itself.
+
+    Raises:
+        UsageError: there is no such role.
+    """
+    fields = {preset.removeprefix("schema_"): model.model_fields for preset, model in GROUPS["engine"].items()}
+    typed = dict(word.lstrip("+").partition("=")[::2] for word in overrides)
+    made = []
+    for word in overrides:
+        if not (match := re.fullmatch(r"\+*engine\.((\w+)[^=]*)=(.*)", word, re.DOTALL)):
+            made.append(word)
+            continue
+        key, first, value = match[1], match[2], match[3]
+        usual = "" if "from" in typed else "local"  # of another run it is not known here
+        kinds = {role: typed.get(role, typed.get(f"engine@{role}", typed.get("engine", usual))) for role in ROLES}
+        having = [kind for kind, names in fields.items() if first in names]
+        if having and "local" not in having and {*kinds.values()} == {"local"} and "engine" not in typed:
+            raise UsageError(f"{word} is a setting of engine={' or engine='.join(having)}; type that as well")
+        roles = [
+            role
+            for role, kind in kinds.items()
+            if f"{role}.{key}" not in typed and (not having or kind not in fields or kind in having)
+        ]
+        if not roles:
+            raise UsageError(f"{word}: every role has a {key} of its own, or an engine that has none; leave it out")
+        made += [f"{role}.{key}={value}" for role in roles]
+    return made
 
 
 def _over_run(folder: Path, overrides: Sequence[str]) -> dict[str, Any]:
@@ -383,14 +414,14 @@ def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
     chosen = {word.key_or_group: str(word.value()) for word in overrides if word.key_or_group in GROUPS}
     keys = {word.key_or_group for word in overrides}
     roles = {word.package or word.key_or_group for word in overrides}  # that have an engine of their own
-    words, refused = [], list(_without_engine(overrides))
+    words, refused = [], []
     for override in overrides:
         key, line = override.key_or_group, str(override.input_line)
         group, _, name = key.partition(".")
         if problem := _refused(override, sweeps=sweeps):
             refused.append(problem)
-        elif group == "engine" and override.package is None:
-            words += _of_all_roles(name, line.partition("=")[2], roles | keys)
+        elif key == "engine" and override.package is None:
+            words += [f"engine@{role}={override.value()}" for role in ROLES if role not in roles]
         elif word := _engine_of(override):
             words.append(word)
         elif name == "kind" and group in GROUPS and len(GROUPS[group]) > 1:
@@ -410,26 +441,6 @@ def _completed(overrides: "Sequence[Override]", *, sweeps: bool) -> list[str]:
         words.append("experiment=real")
     _refuse(UsageError, refused)
     return list(dict.fromkeys(words))
-
-
-def _without_engine(overrides: "Sequence[Override]") -> Iterator[str]:
-    """What to type beside settings of all roles' engine that the default, a model in this process, lacks."""
-    keys = [word.key_or_group for word in overrides]
-    for key in keys if "engine" not in keys else ():
-        group, _, name = key.partition(".")
-        kinds = {preset.removeprefix("schema_"): model.model_fields for preset, model in GROUPS["engine"].items()}
-        having = [kind for kind, fields in kinds.items() if name.partition(".")[0] in fields]
-        if group == "engine" and having and "local" not in having:
-            yield f"{key} is a setting of engine={' or engine='.join(having)}; type that as well"
-
-
-def _of_all_roles(name: str, value: str, own: Collection[str]) -> list[str]:
-    """The words that give all roles an engine, or a setting of it, but those that have one of their own."""
-    roles = [role for role in ROLES if role not in own]
-    if not name:
-        return [f"engine@{role}={value}" for role in roles]
-    words = [f"++{role}.{name}={value}" for role in roles if f"{role}.{name}" not in own]
-    return words or [f"++engine.{name}={value}"]  # which is refused
 
 
 def _takes_a_model(override: "Override") -> bool:

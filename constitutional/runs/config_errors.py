@@ -190,8 +190,6 @@ def _unknown(key: str, value: object, values: Mapping[str, Any]) -> str:
     judge = group.removeprefix("panel.")
     if name == "weight" and judge != group:
         return f"there is no setting '{key}'; type {_word(f'label.weights.{judge}', value)}"
-    if group == "engine" and not role:
-        return f"every role has an engine or a '{name}' of its own, so '{key}' is for none; leave it out"
     kinds = GROUPS.get("engine" if role else group, {})
     having = [preset.removeprefix("schema_") for preset, model in kinds.items() if name in model.model_fields]
     if having and len(kinds) > 1:

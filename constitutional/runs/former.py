@@ -69,7 +69,7 @@ def check_typed(config: RunConfig, overrides: Sequence[str]) -> None:
     keys = [word.partition("=")[0].lstrip("+~").removeprefix("engine@") for word in overrides]
     if "experiment" in keys:
         return  # which says all settings
-    named = [role for key in keys for role in (ROLES if key == "engine" else (key,))]
+    named = [one for key in keys for one in _of_roles(key)]
     differing = changes(config)
     kinds = {row.key.partition(".")[0] for row in differing if row.key.endswith(".kind")}
     named += [group for group in kinds if any(_meet(key, group) for key in named)]
@@ -88,6 +88,12 @@ def check_typed(config: RunConfig, overrides: Sequence[str]) -> None:
         f"{now}; to go on with its own settings, type `{command}`; to change them, type the new values too; for "
         "another run, name=OTHER"
     )
+
+
+def _of_roles(key: str) -> list[str]:
+    """A key, or for one of all roles' engine those of the roles."""
+    group, dot, name = key.partition(".")
+    return [f"{role}{dot}{name}" for role in ROLES] if group == "engine" else [key]
 
 
 def _names(differing: Sequence[SettingChange]) -> str:

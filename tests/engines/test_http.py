@@ -189,6 +189,24 @@ def test_a_request_that_can_never_be_answered_is_marked_and_stops_nothing(
         assert tries > 10
 
 
+def test_a_server_that_gives_nothing_of_use_to_anybody_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constitutional.engines.http.back_off_s", lambda _tries: 0.01)
+    with (
+        serving(lambda _body, _number: chat(None, reasoning_content="Hm.")) as server,
+        pytest.raises(ModelError, match="nothing of use to 20 requests"),
+    ):
+        engine(server).complete([question(number) for number in range(200)])
+    assert len(server.asked) < 200
+
+
+def test_one_request_that_a_gateway_gets_no_answer_to_waits_for_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("constitutional.engines.http.back_off_s", lambda _tries: 0.01)
+    said: list[str] = []
+    with serving(lambda _body, _number: error(502)) as server, pytest.raises(ModelError, match="has given no reply"):
+        engine(server, said.append, patience_s=1.0).complete([question(0)])
+    assert len(said) == 1
+
+
 def test_a_slow_reply_is_given_up_at_the_deadline() -> None:
     with serving(lambda _body, _number: chat("late", after_s=30)) as server:
         (answer,) = engine(server, deadline_s=0.3).complete([question(0)])

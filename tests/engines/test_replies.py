@@ -82,7 +82,6 @@ def test_tokens_are_counted_as_far_as_the_server_says() -> None:
         body({"choices": ["x"]}),
         chat(None, finish="tool_calls", tool_calls=[{"id": "1"}]),
         chat("x", finish="abort"),
-        body({"error": {"message": "provider failed", "code": 502}}),
         error(408),
         error(409),
         error(425),
@@ -107,6 +106,13 @@ def test_a_reply_without_words_is_asked_for_a_few_times_only(answer: Answer) -> 
     assert fault.kind == "useless"
 
 
+def test_a_gateway_that_gets_no_answer_is_told_as_a_server_that_does_not_answer() -> None:
+    for answer in (error(502), error(504), body({"error": {"message": "provider failed", "code": 502}})):
+        fault = read(answer)
+        assert isinstance(fault, Fault)
+        assert fault.kind == "silent"
+
+
 def test_tokens_of_a_reply_that_is_of_no_use_are_paid_for_all_the_same() -> None:
     for answer in (chat(None), chat("x", finish="abort")):
         fault = read(answer)
@@ -118,7 +124,8 @@ def test_a_prompt_that_a_moderator_refuses_is_no_fault_of_the_key() -> None:
     flagged = "Your chosen model requires moderation and your input was flagged for violence"
     assert completion(error(403, flagged)).finish == "refusal"
     assert completion(error(403, "no", metadata={"reasons": ["violence"], "flagged_input": "x"})).finish == "refusal"
-    assert isinstance(read(error(403, "this key may not use the model")), Fault)
+    for own in ("this key may not use the model", "Your account was flagged for review"):
+        assert isinstance(read(error(403, own)), Fault)
 
 
 def test_an_error_in_a_list_is_read_like_one() -> None:

@@ -288,6 +288,10 @@ def test_a_setting_of_the_engine_is_one_of_all_roles_without_their_own() -> None
     assert (config.generator.url, config.critic.url) == ("http://127.0.0.1:1/v1",) * 2
     assert (config.generator.model, config.critic.model, config.labeler.kind) == ("m", "c", "local")
     assert config.critic.extra == {"model": "other"}
+    # One role alone has an engine with such a setting.
+    one = compose(["labeler=http", "engine.url=http://127.0.0.1:1/v1", "engine.model=m", "label.method=votes"])
+    assert isinstance(one.labeler, HttpSettings)
+    assert (one.labeler.model, one.generator.kind) == ("m", "local")
 
 
 def test_every_setting_says_what_it_is() -> None:

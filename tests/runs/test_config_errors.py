@@ -278,10 +278,12 @@ def test_a_setting_of_another_option_names_both_options(overrides: list[str], na
 def test_a_setting_of_all_engines_that_no_role_has_or_takes_is_refused() -> None:
     lines = lines_of("engine=http", "engine.model=m", "engine.urll=http://127.0.0.1:1/v1")
     assert any("did you mean labeler.url" in line for line in lines)
-    with pytest.raises(UsageError, match=r"^engine\.url is a setting of engine=http; type that as well$"):
+    with pytest.raises(UsageError, match=r"^engine\.url=\S+ is a setting of engine=http; type that as well$"):
         compose(["engine.url=http://127.0.0.1:1/v1"])
-    (line,) = lines_of("generator=local", "critic=local", "labeler=local", "engine.batch_size=3")
-    assert line.startswith("every role has an engine or a 'batch_size' of its own")
+    own = [f"{role}.batch_size=2" for role in ("generator", "critic", "labeler")]
+    for words in (own, ["engine=http"], ["generator=http", "critic=vllm", "labeler=scripted"]):
+        with pytest.raises(UsageError, match=r"^engine\.batch_size=3: every role has a batch_size of its own"):
+            compose([*words, "engine.batch_size=3"])
 
 
 def test_prompts_of_a_file_are_not_thrown_away_for_those_of_the_sandbox() -> None:
