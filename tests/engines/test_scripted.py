@@ -35,3 +35,9 @@ def test_a_text_cannot_answer_a_request_with_choices() -> None:
 def test_the_name_is_the_identity() -> None:
     assert ScriptedEngine(lambda _: "x", "polite").identity == ScriptedEngine(lambda _: "y", "polite").identity
     assert ScriptedEngine(lambda _: "x", "polite").identity != ScriptedEngine(lambda _: "x", "rude").identity
+
+
+def test_half_of_a_character_that_no_file_can_hold_becomes_a_question_mark() -> None:
+    for answer in ("a\ud800é", Completion("a\ud800é", "stop")):
+        (completion,) = ScriptedEngine(lambda _, answer=answer: answer).complete([ask("Hi")])  # type: ignore[misc]
+        assert completion.text == "a?é"

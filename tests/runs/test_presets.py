@@ -222,7 +222,9 @@ def test_another_model_is_the_labeler(here: Path) -> None:
     labeler = made(here, "qwen3_32b")
     # Whoever reasons at random never comes to "Better: A".
     words = (f"labeler.path={labeler}", "label.method=logprobs")
-    store = go(here, "qwen3_4b", "lee", *words, experiment="lee2023")
+    # At the sampling that Qwen's makers recommend these weights always end a turn at once.
+    plain = [f"{stage}.{name}=1" for stage in ("critique_revise", "evaluate") for name in ("temperature", "top_p")]
+    store = go(here, "qwen3_4b", "lee", *words, *plain, experiment="lee2023")
     judgements = store.read("judgements", Judgement)
     assert judgements
     assert {row.principle for row in judgements} == {"brief", "kind"}  # all of them judge
