@@ -67,7 +67,7 @@ def test_all_stages_run_to_a_report_with_dpo(folder: Path) -> None:
     assert (len(prompts), sum(prompt.split == "held_out" for prompt in prompts)) == (12, 4)
     assert all(prompt.messages[0].role == "system" for prompt in prompts)
     revisions = store.read("revisions", Revision)
-    assert sum(revision.problem is None for revision in revisions) >= 6
+    assert sum(revision.problem is None for revision in revisions) >= 4  # of 8, whose drafts are cut off at 32 tokens
     judgements = {judgement.comparison: judgement for judgement in store.read("judgements", Judgement)}
     assert all(judgement.p_a is not None for judgement in judgements.values())
     rules = {"short": "fewer words"}
