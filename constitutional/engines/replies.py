@@ -293,12 +293,10 @@ def _refused(status: int, wait_s: float | None, raw: bytes, body: object) -> Com
             "busy" if status in BUSY else "silent" if status in GATEWAY else "again"
         )
         return Fault(kind, told, wait_s)
-    filtered = any(name in f"{code} {raw.decode('utf-8', 'replace')}" for name in _FILTERED)
-    if (
-        status == HTTPStatus.FORBIDDEN
-        and (filtered or _MODERATED.search(raw.decode("utf-8", "replace")))
-        and not (_OF_ACCOUNT.search(message))
-    ):
+    whole = f"{code} {raw.decode('utf-8', 'replace')}"
+    filtered = any(name in whole for name in _FILTERED)
+    moderated = (filtered or _MODERATED.search(whole)) and not _OF_ACCOUNT.search(message)
+    if status == HTTPStatus.FORBIDDEN and moderated:
         return Completion("", "refusal", reason=told)
     if status in FATAL or spent or status < 400 or _BAD_KEY.search(message):
         return Fault("fatal", told)

@@ -171,9 +171,8 @@ class Footprint:
         text = config.get_text_config()
         text.num_hidden_layers = layers
         kinds = list(getattr(text, "layer_types", None) or ())
-        if kinds and "layer_types" in vars(
-            text
-        ):  # those with a sliding window, whose mask is never left out, come first
+        # Those with a sliding window, whose mask is never left out, come first.
+        if kinds and "layer_types" in vars(text):
             text.layer_types = (sorted(kinds, key=lambda kind: kind != "sliding_attention") * layers)[:layers]
         window = getattr(text, "sliding_window", None) if "sliding_attention" in kinds else None
         masked = work.masked or (window is not None and window < work.length)
