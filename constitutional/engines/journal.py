@@ -38,6 +38,12 @@ TABLES: Final = {
 SPENT: Final = ("asked", "prompt_tokens", "cached_tokens", "completion_tokens", "cost")
 """The columns of `spent` that are added up, as `Calls` names them."""
 
+CACHE_KIB: Final = 32 * 1024
+"""Of pages in memory. Keys come in no order, and each may be on any page of the index, which SQLite by itself keeps 2 MB
+of."""
+CHECKPOINT_PAGES: Final = 8 * 1024
+"""From one move of pages out of the write-ahead log, which then has 32 MB, to the next. A page that was written several
+times until then is moved once."""
 BUSY_TIMEOUT_S: Final = 60.0
 """How long to wait while another process writes; a transaction takes milliseconds."""
 WAIT_S: Final = 0.02
@@ -345,6 +351,8 @@ def _open(path: Path) -> sqlite3.Connection:
 
 def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
+    connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
     # One process at a time gets past this line, so two that make a new journal at once do not trip over each other.
     with _transaction(connection):
         version = connection.execute("PRAGMA user_version").fetchone()[0]
@@ -355,7 +363,8 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
                 f"expected completions, format {FORMAT}); choose another journal.path"
             )
         for name in TABLES.keys() - tables:
-            connection.execute(f"CREATE TABLE {name} ({TABLES[name]}) WITHOUT ROWID")
+            # In the order in which they came: in that of their keys every answer would write to a page of its own.
+            connection.execute(f"CREATE TABLE {name} ({TABLES[name]})")
         if not tables:
             connection.execute(f"PRAGMA user_version = {FORMAT}")
     connection.execute("PRAGMA journal_mode = WAL")
@@ -410,7 +419,7 @@ def _readable_errors(path: Path) -> Iterator[None]:
             f"{path}: the journal cannot be used: {error}. Check the disk's space and the file's permissions, and "
             "start again: what was answered is kept"
         ) from error
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # what SQLite says may quote damaged names
         raise _damaged(path, str(error)) from error
 
 

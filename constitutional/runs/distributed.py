@@ -122,7 +122,7 @@ def check(config: RunConfig) -> None:
     if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         advice = "type pip install '.[zero3]', or launch=accelerate_fsdp2"
         raise ConfigurationError(f"launch.config={launch.config} needs DeepSpeed, which is not installed; {advice}")
-    _check_sharding(launch, content)
+    _check_sharding(launch, content, ppo=config.algorithm.kind == "ppo")
     _check_precision(launch, content)
     _check_algorithm(config)
     steps: dict[str, StepSettings] = {"sft": config.sft, "reward": config.reward}
@@ -205,7 +205,7 @@ def _content(launch: AccelerateSettings) -> dict[str, Any]:
     return content
 
 
-def _check_sharding(launch: AccelerateSettings, content: Mapping[str, Any]) -> None:
+def _check_sharding(launch: AccelerateSettings, content: Mapping[str, Any], *, ppo: bool) -> None:
     """Refuse ways of sharding whose models could not be saved in the end, or would be read as zeros at first."""
     fsdp, zero = (content.get(name) or {} for name in ("fsdp_config", "deepspeed_config"))
     wanted: dict[str, tuple[bool, str]] = {}
@@ -216,6 +216,8 @@ def _check_sharding(launch: AccelerateSettings, content: Mapping[str, Any]) -> N
             not ahead,
             "DPO reads its reference before weights are sharded, when all processes but one would hold zeros",
         )
+        offloads = _is_set(fsdp.get("fsdp_offload_params", False))
+        wanted["fsdp_offload_params: false"] = (not (ppo and offloads), "PPO keeps its parts on the GPU")
     elif content["distributed_type"] == "DEEPSPEED" and str(zero.get("zero_stage")) == "3":
         gathered = _is_set(zero.get("zero3_save_16bit_model", False))
         wanted["zero3_save_16bit_model: true"] = (gathered, "without it a trained model cannot be saved")
@@ -258,7 +260,7 @@ def _gpus() -> int:
 # --- Machine 0 ---
 
 
-def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, progress: Progress) -> None:
+def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings) -> None:
     """Have processes do a stage's work, and give the context what they made.
 
     Raises:
@@ -278,11 +280,6 @@ def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, pro
         files=dict(begun.files),
         folder=run_folder / begun.folder.name,
     )
-    if stage.name == "ppo" and _kind(launch) in SHARDING:
-        progress.say(
-            f"  ppo draws replies, for which every process keeps all weights: launch.config={launch.config} is for the "
-            "other stages"
-        )
     with _asked(folder / REQUEST, request):
         code = _launch(request, launch)
     ends = {rank: end for rank in range(_processes(launch) * launch.machines) if (end := _end(folder, rank))}
@@ -367,7 +364,8 @@ def _launch(request: TrainingRequest, launch: AccelerateSettings) -> int:
     """
     total = _processes(launch) * launch.machines
     kind = _kind(launch)
-    file = CONFIGS / "ddp.yaml" if request.stage == "ppo" and kind in SHARDING else _config_file(launch)
+    # PPO shards by itself, by FSDP2.
+    file = CONFIGS / "fsdp2.yaml" if request.stage == "ppo" and kind == "DEEPSPEED" else _config_file(launch)
     options = {
         "config_file": file,
         "num_processes": total,

@@ -26,8 +26,8 @@ class AccelerateSettings(Frozen):
     """Processes on a machine; null is one for each of its GPUs."""
     config: str = "ddp"
     """A file that `accelerate config` wrote, or the name of a shipped one: ddp keeps all weights on each GPU; fsdp2
-    (PyTorch) and zero3 (DeepSpeed) shard weights, gradients and optimizer states of sft, reward and dpo. PPO, which
-    draws replies, always keeps all weights on each GPU."""
+    (PyTorch) and zero3 (DeepSpeed) shard weights, gradients and optimizer states. PPO is sharded by PyTorch with
+    both, and has the policy's weights whole on each GPU while it draws replies."""
     machines: Annotated[int, Field(ge=1)] = 1
     """How many machines train together."""
     machine_rank: Annotated[int, Field(ge=0)] = 0

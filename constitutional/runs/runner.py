@@ -584,7 +584,7 @@ class Runner:
         """Do a stage's work here; or where `launch` says, which finishes the stage and returns what is known of it."""
         config, launch = self.run_context.config, self.run_context.config.launch
         if isinstance(launch, AccelerateSettings) and stage.trains:
-            distributed.make(stage, context, launch, self.run_context.progress)
+            distributed.make(stage, context, launch)
             return None
         if not (isinstance(launch, SlurmSettings) and self._needs_gpu(stage)):
             stage.run(stage.settings, context)

@@ -52,19 +52,19 @@ def check_finite(weights: "Iterable[Tensor]", label: str, step: int) -> None:
         )
 
 
-def check_moved(before: list[int], weights: "Iterable[Tensor]", label: str, steps: int) -> None:
+def check_moved(before: list[int], after: list[int], label: str, steps: int) -> None:
     """Refuse a training that changed nothing.
 
     Args:
         before: `bit_sums` of the weights before the training.
-        weights: the same weights after it.
+        after: those of the same weights after it.
         label: begins the message.
         steps: how many steps it had.
 
     Raises:
         ModelError: not one weight moved.
     """
-    if bit_sums(weights) == before:
+    if after == before:
         raise ModelError(
             f"{label}: no weight moved in {steps} steps, so the model is still the one that it began with; raise "
             "learning_rate, or give more rows, or rows of which one is better than another"

@@ -380,6 +380,7 @@ def test_another_machine_says_that_the_first_has_stopped(
 # --- What is refused before anything is asked ---
 
 
+WHOLE_FIRST = {"fsdp_version": "2", "fsdp_cpu_ram_efficient_loading": "false"}
 REFUSED = {
     ("launch.processes=1",): r"launch\.processes=1 starts no second process; type launch=here",
     (): r"a process for each GPU, and this machine has none; type launch\.processes=2",
@@ -428,7 +429,8 @@ def test_what_several_processes_cannot_train_is_refused(
         ("FSDP", {"fsdp_config": {"fsdp_version": 2}}, "fsdp_cpu_ram_efficient_loading: false"),
         ("DEEPSPEED", {"deepspeed_config": {"zero_stage": 3}}, "zero3_save_16bit_model: true"),
         ("DEEPSPEED", {"deepspeed_config": {"zero_stage": 2}}, None),
-        ("FSDP", {"fsdp_config": {"fsdp_version": "2", "fsdp_cpu_ram_efficient_loading": "false"}}, None),
+        ("FSDP", {"fsdp_config": WHOLE_FIRST}, None),
+        ("FSDP", {"fsdp_config": WHOLE_FIRST | {"fsdp_offload_params": True}}, "fsdp_offload_params: false"),
     ],
 )
 def test_sharding_whose_models_would_be_lost_is_refused_before_anything_is_trained(
@@ -438,7 +440,7 @@ def test_sharding_whose_models_would_be_lost_is_refused_before_anything_is_train
     monkeypatch.setattr("importlib.util.find_spec", lambda _: "found")
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump({"distributed_type": kind, **own}))
-    config = compose(["launch=accelerate", f"launch.config={file}"])
+    config = compose(["launch=accelerate", f"launch.config={file}", "algorithm=ppo"])
     if written is None:
         check(config)
         return

@@ -23,7 +23,7 @@ from tests.tiny import tiny_model
 
 NO_DEEPSPEED = pytest.mark.skipif(not find_spec("deepspeed"), reason="make test-zero3 has it")
 ZERO3 = pytest.param("zero3", marks=NO_DEEPSPEED)
-SHARDED = ("sft", "reward", "dpo")
+SHARDED = ("sft", "reward", "dpo", "ppo")
 pytestmark = pytest.mark.slow  # each of them starts three interpreters
 
 
@@ -37,7 +37,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
     """A folder of a run in which one process made all that is trained."""
     folder = tmp_path_factory.mktemp("alone")
     constitution(folder)
-    start(config_of(folder, model, "dpo", "name=dpo"))
+    for stage in ("dpo", "ppo"):
+        start(config_of(folder, model, stage, f"name={stage}"))
     return folder
 
 

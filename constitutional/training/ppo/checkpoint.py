@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 from constitutional.base.errors import ConfigurationError, RunError
 from constitutional.base.files import atomic_write
+from constitutional.training import processes
+from constitutional.training.ppo.shards import part_of, put_together
 from constitutional.training.saving import sync
 
 if TYPE_CHECKING:
@@ -26,17 +28,27 @@ STATE = "state.json"
 def write_checkpoint(
     folder: Path, networks: "Networks", optimizers: "Sequence[torch.optim.Optimizer]", state: Mapping[str, Any]
 ) -> None:
-    """Write weights, optimizers, random states, and `state`, which has the `phase` and what `training` it is of."""
+    """Write weights, optimizers, random states, and `state`, which has the `phase` and what `training` it is of.
+
+    All processes call it, and give their parts of what is in shards; the main one writes, tensors whole.
+    """
     import numpy as np
     import torch
 
+    weights = {"policy": networks.policy_weights, "critic": networks.critic_weights}
+    content: dict[str, Any] = {
+        **{name: {key: weight.detach() for key, weight in own.items()} for name, own in weights.items()},
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+    }
+    content = put_together(content, keep=processes.is_main())
+    if not processes.is_main():
+        return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     (partial / STATE).write_text(json.dumps(dict(state), indent=2))
-    for name, weights in (("policy", networks.policy_weights), ("critic", networks.critic_weights)):
-        torch.save({key: weight.detach() for key, weight in weights.items()}, partial / f"{name}.pt")
-    torch.save([optimizer.state_dict() for optimizer in optimizers], partial / "optimizers.pt")
+    for name, kept in content.items():
+        torch.save(kept, partial / f"{name}.pt")
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - reward functions of others may draw from it
     version, numbers, gauss = random.getstate()
     states = {
@@ -84,8 +96,11 @@ def read_checkpoint(
     with torch.no_grad():
         for weights, saved in ((networks.policy_weights, policy), (networks.critic_weights, critic)):
             for name, weight in weights.items():
-                weight.copy_(saved[name])
+                weight.copy_(part_of(saved[name], weight))
     for optimizer, saved in zip(optimizers, optimizer_states, strict=True):
+        moved = [weight for group in optimizer.param_groups for weight in group["params"]]
+        for number, numbers in saved["state"].items():
+            saved["state"][number] = {name: part_of(value, moved[number]) for name, value in numbers.items()}
         optimizer.load_state_dict(saved)
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))

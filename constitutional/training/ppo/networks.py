@@ -6,13 +6,15 @@ classification with one label, of which every position's output is read, so that
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from constitutional.base.errors import ModelError, UsageError
 from constitutional.engines.device import sent
+from constitutional.training import processes
 from constitutional.training.ppo import critic as ppo_critic
+from constitutional.training.ppo import shards
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +77,7 @@ class Networks:
         policy_weights: what is trained of it, by name.
         critic_weights: what is trained of the critic, by name.
         critic_share: under LoRA what the critic's adapter holds of the reward model, as `ppo_critic.lead_to` says.
+        without_weights: of networks in shards policy and critic without weights, from before; else nothing.
     """
 
     def __init__(self, policy: Any, reference: Any, critic: Any, offset: float = 0.0) -> None:  # noqa: ANN401
@@ -84,6 +87,7 @@ class Networks:
         self.critic = critic
         self.offset = offset  # what a value is above the head's output
         self.critic_share: float | None = None
+        self.without_weights: dict[str, Any] = {}
         self.shared = not hasattr(critic, "score")
         if self.shared:
             self.policy_weights, self.critic_weights = self._adapter(POLICY), self._adapter(CRITIC)
@@ -146,13 +150,26 @@ class Networks:
         values: torch.Tensor = head(hidden.to(head.weight.dtype))[:, 0].float() + self.offset
         return batch.spread(values)
 
+    def in_one_piece(self, role: Literal["policy", "critic"]) -> Any:  # noqa: ANN401
+        """The network, or, if it is in shards, a copy on the CPU, for which all processes have to call this.
+
+        In other processes than the main one the copy has no weights.
+        """
+        model = self.policy if role == "policy" else self.critic
+        if not self.without_weights:
+            return model
+        weights = shards.put_together(model.state_dict(), keep=processes.is_main())
+        return shards.filled(self.without_weights[role], weights) if processes.is_main() else self.without_weights[role]
+
     def value_model(self) -> Any:  # noqa: ANN401
         """The critic as a model for sequence classification, whose `config.value_offset` is to be added to its scores.
 
-        Under LoRA it is a copy, with the adapter merged.
+        Under LoRA it is a copy, with the adapter merged; of networks in shards it is that of `in_one_piece`.
         """
         critic = (
-            ppo_critic.merged(self.policy, self.critic) if self.shared else ppo_critic.Critic(self.critic, self.offset)
+            ppo_critic.merged(self.policy, self.critic)
+            if self.shared
+            else ppo_critic.Critic(self.in_one_piece("critic"), self.offset)
         )
         setattr(critic.model.config, ppo_critic.OFFSET, critic.offset)
         return critic.model
@@ -194,8 +211,9 @@ def make_networks(
     value_model: Any,  # noqa: ANN401
     reward: "RewardModel | None",
     adapters: "PeftConfig | None",
+    shard: "Callable[[Any, Sequence[Any]], None] | None" = None,
 ) -> Networks:
-    """The three networks, each made of what is given of it.
+    """The three networks, each made of what is given of it, and left in shards by `shard`, if it is given.
 
     A reference that is not given is the policy as it is now. A critic that is not given is the reward model, if one
     reads the policy's tokens, with its scores normalised; else the policy's backbone with a head that says 0. Under
@@ -218,7 +236,16 @@ def make_networks(
             f"{critic.config.name_or_path}: a {type(critic).__name__} cannot be a critic, as it has no `score` head; "
             "give value_model=… a causal model loaded for sequence classification with num_labels=1"
         )
-    return Networks(policy, frozen, critic.to(policy.device).requires_grad_(True).eval(), offset)
+    critic = critic.to(policy.device).requires_grad_(True).eval()
+    if shard is None:
+        return Networks(policy, frozen, critic, offset)
+    empty = {"policy": shards.without_weights(policy), "critic": shards.without_weights(critic)}
+    shard(frozen, [frozen])
+    shard(policy, [policy])
+    shard(critic, [critic.base_model, critic.score])  # as `values` calls them
+    networks = Networks(policy, frozen, critic, offset)
+    networks.without_weights = empty
+    return networks
 
 
 def _with_adapters(

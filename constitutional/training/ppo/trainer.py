@@ -8,7 +8,9 @@ log-probabilities and values (`rollout.py`), then some epochs of mini-batches (`
 Every process draws and scores its share of a batch and then gets the others', so that advantages, whitening,
 mini-batches and denominators are those of the whole batch, however many processes there are; gradients are added up.
 `accelerate launch --multi_gpu --num_processes 2 train.py` starts two, on CPUs too if the arguments say use_cpu=True.
-Sharded weights (FSDP, DeepSpeed) are left out. Dropout is off, Adam's eps is 1e-5, the learning rate falls to 0.
+With a configuration of accelerate's for FSDP2 weights, gradients and optimizer states of policy, critic and reference
+are in shards (`shards.py`); where adapters are trained, every process holds all of it. Dropout is off, Adam's eps is
+1e-5, the learning rate falls to 0.
 
     trainer = PPOTrainer("model", reward_model="reward", args=PPOConfig(output_dir="ppo"), train_dataset=prompts)
     trainer.train()
@@ -31,6 +33,7 @@ from constitutional.base.text import without_thoughts
 from constitutional.engines.base import Sampling
 from constitutional.engines.chat import Tokenizer, end_tokens
 from constitutional.engines.local import load_model
+from constitutional.training.ppo import shards
 from constitutional.training.ppo.checkpoint import (
     checkpoints,
     keep_lines,
@@ -114,6 +117,7 @@ class PPOTrainer:
         callbacks: "Sequence[Callback]" = (),
         sampler: Sampler | None = None,
     ) -> None:
+        import torch
         from transformers import set_seed
 
         from constitutional.training.ppo.math import AdaptiveKL
@@ -124,7 +128,10 @@ class PPOTrainer:
         self.args = args or _default_config()
         self.accelerator = _accelerator(self.args)
         set_seed(self.args.seed)
-        policy, self.processing_class = _policy(model, processing_class, self.accelerator.device, peft_config)
+        self.in_shards = self.accelerator.distributed_type.value == "FSDP" and peft_config is None
+        # What is to be in shards comes to the device layer by layer.
+        place = torch.device("cpu") if self.in_shards else self.accelerator.device
+        policy, self.processing_class = _policy(model, processing_class, place, peft_config)
         preflight(self.processing_class, policy)
         self.pad: int = self.processing_class.pad_token_id
         sources: Sequence[Any] = reward_model if isinstance(reward_model, list | tuple) else [reward_model]
@@ -132,9 +139,7 @@ class PPOTrainer:
             member
             for source in sources
             if source is not None and not _is_function(source)
-            for member in load_reward_models(
-                source, reward_processing_class or self.processing_class, self.accelerator.device
-            )
+            for member in load_reward_models(source, reward_processing_class or self.processing_class, place)
         ]
         functions: list[Any] = [*filter(_is_function, sources), *reward_funcs]
         normalise = self.args.multi_objective_aggregation == "normalize_then_sum"
@@ -154,7 +159,10 @@ class PPOTrainer:
         critic: Any = load_reward_model(Path(value_model))[0] if isinstance(value_model, str | Path) else value_model
         critic = None if critic is None else critic.float()
         set_seed(self.args.seed)  # again, as loading a reward model seeds by 0, for what is drawn from here on
-        self.networks = make_networks(policy, reference, critic, next(readers, None), peft_config)
+        shard = self._shard if self.in_shards else None
+        self.networks = make_networks(policy, reference, critic, next(readers, None), peft_config, shard)
+        for member in models if shard else ():
+            shard(member.model, [member.model.base_model])  # the head is read without a pass through it
         self.value_model_given = value_model is not None
         if self.args.gradient_checkpointing:
             self.networks.use_gradient_checkpointing()
@@ -171,11 +179,21 @@ class PPOTrainer:
                 f"PPOTrainer: {self.args.critic_warmup_steps} of {self.phases} phases train the critic alone, "
                 "so the policy would stay as it is; lower critic_warmup, or raise the number of episodes"
             )
-        self._untrained = bit_sums(self.networks.policy_weights.values())
+        self._untrained = self._bit_sums()
         self.kl = AdaptiveKL(self.args.kl_coef, self.args.kl_target, self.args.kl_horizon)
         self.callbacks = list(callbacks)
         self.history: list[dict[str, Any]] = []
         """The lines of the log that this process wrote."""
+
+    def _shard(self, network: Any, roots: Sequence[Any]) -> None:  # noqa: ANN401
+        shards.shard(network, roots, self.accelerator.device, bf16=self.args.bf16)
+
+    def _bit_sums(self) -> list[int]:
+        """Of the policy's weights; of parts those of all processes."""
+        from accelerate.utils import gather_object  # type: ignore[import-untyped]
+
+        sums = bit_sums(map(shards.own, self.networks.policy_weights.values()))
+        return gather_object(sums) if self.in_shards else sums
 
     def _read_data(self, train_dataset: Iterable[Mapping[str, Any]], ptx_dataset: Iterable[Mapping[str, Any]]) -> None:
         rows = [dict(row) for row in train_dataset]
@@ -241,9 +259,9 @@ class PPOTrainer:
         line |= describe(rollout, self.rewards, self.kl.coefficient)
         line |= self.learner.update(rollout, phase, rate)
         for weights in (self.networks.policy_weights, self.networks.critic_weights):
-            check_finite(weights.values(), "PPO", phase + 1)
+            check_finite(map(shards.own, weights.values()), "PPO", phase + 1)
         if phase + 1 == self.phases:
-            check_moved(self._untrained, self.networks.policy_weights.values(), "PPO", self.phases)
+            check_moved(self._untrained, self._bit_sums(), "PPO", self.phases)
         self.kl.update(line["objective/kl"], self.batch_size)
         self._log(phase, line, int(rollout.mask.sum()) / (time.monotonic() - started))
         if phase % self.args.sample_steps == 0 and self.accelerator.is_main_process:
@@ -306,7 +324,7 @@ class PPOTrainer:
             ModelError: the sampler draws with other weights.
         """
         sampling = Sampling(self.args.temperature, max_tokens=self.args.response_length)
-        with self.networks.acting("policy") as policy:
+        with self.networks.acting("policy") as policy, shards.whole(policy):
             self.sampler.sync(policy, phase)
             replies: dict[int, Response] = {}
             for place, reply in self.sampler.sample(prompts, seeds, sampling):
@@ -367,10 +385,12 @@ class PPOTrainer:
         """
         import copy
 
-        if self.accelerator.is_main_process:
+        if not self.networks.shared:
+            write_model(self.networks.in_one_piece("policy"), self.processing_class, Path(folder))
+        elif self.accelerator.is_main_process:
             with self.networks.acting("policy") as model:
                 # Of a copy, as merging takes the adapters away, with which the training may go on.
-                whole = merged(copy.deepcopy(model), warn or self._progress.say) if self.networks.shared else model
+                whole = merged(copy.deepcopy(model), warn or self._progress.say)
             write_model(whole, self.processing_class, Path(folder))
         self.accelerator.wait_for_everyone()
 
@@ -379,7 +399,7 @@ class PPOTrainer:
 
         A value is the model's score plus `value_offset` in its configuration.
         """
-        if self.accelerator.is_main_process:
+        if self.in_shards or self.accelerator.is_main_process:
             critic = self.networks.value_model()
             critic.config.get_text_config().pad_token_id = self.pad  # by it the head finds a text's last token
             write_model(critic, self.processing_class, Path(folder))
@@ -429,10 +449,10 @@ class PPOTrainer:
         return settings | others | self.digests
 
     def _save(self, phase: int) -> None:
+        state = {"phase": phase, "kl_coefficient": self.kl.coefficient, "training": self._identity()}
+        output = Path(self.args.output_dir)
+        write_checkpoint(output / f"checkpoint-{phase}", self.networks, self.learner.optimizers, state)
         if self.accelerator.is_main_process:
-            state = {"phase": phase, "kl_coefficient": self.kl.coefficient, "training": self._identity()}
-            output = Path(self.args.output_dir)
-            write_checkpoint(output / f"checkpoint-{phase}", self.networks, self.learner.optimizers, state)
             for old in checkpoints(output)[: -self.args.save_total_limit]:
                 remove_checkpoint(old)
         self.accelerator.wait_for_everyone()
@@ -448,15 +468,18 @@ def _accelerator(args: "PPOConfig") -> Any:  # noqa: ANN401
     import torch
     from accelerate import Accelerator  # type: ignore[import-untyped]
     from accelerate.utils import DistributedType
+    from torch.distributed.fsdp import CPUOffloadPolicy
 
     # Apple's GPUs have no numbers of 64 bits, in which replies are drawn.
     on_cpu = args.use_cpu or not torch.cuda.is_available()
     accelerator = Accelerator(cpu=on_cpu, mixed_precision="bf16" if args.bf16 else "no")
-    kinds = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU}
-    if accelerator.distributed_type not in kinds:
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    kinds = {DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP}
+    others = plugin and (plugin.fsdp_version != 2 or isinstance(plugin.cpu_offload, CPUOffloadPolicy))
+    if accelerator.distributed_type not in kinds or others:
         raise ConfigurationError(
-            f"PPOTrainer: accelerate is configured for {accelerator.distributed_type.value}, and every process must "
-            "hold all weights; run `accelerate config` again and choose plain data parallelism"
+            f"PPOTrainer: accelerate is configured for {accelerator.distributed_type.value}, and PPO trains by plain "
+            "data parallelism or by FSDP of version 2 without offloading; run `accelerate config` again and choose one"
         )
     return accelerator
 

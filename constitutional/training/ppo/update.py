@@ -18,6 +18,7 @@ from constitutional.engines.device import sent
 from constitutional.training.ppo import math as ppo_math
 from constitutional.training.ppo.networks import Networks, Sequences, side_by_side
 from constitutional.training.ppo.rollout import RolloutBatch, in_batches
+from constitutional.training.ppo.shards import total
 
 if TYPE_CHECKING:
     from constitutional.training.ppo.settings import PPOConfig
@@ -195,11 +196,11 @@ class Learner:
             self._add(_Sums(ptx=loss))
 
     def _move(self, optimizer: torch.optim.Optimizer, weights: list[Tensor], phase: int) -> None:
-        if self.accelerator.num_processes > 1:
+        if self.accelerator.num_processes > 1 and not self.networks.without_weights:  # shards are added up already
             for weight in weights:  # a process without rows has no gradients, and takes part all the same
                 grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
                 weight.grad = self.accelerator.reduce(grad, "sum")
-        norm = float(torch.nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm))
+        norm = float(total(torch.nn.utils.clip_grad_norm_(weights, self.args.max_grad_norm)))
         if not math.isfinite(norm):
             raise ModelError(f"PPO: a gradient is {norm} in phase {phase + 1}; lower learning_rate, or set reward_clip")
         optimizer.step()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from constitutional.runs.distributed import CONFIGS
 from tests.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -59,18 +60,21 @@ def train(model: Path, output: Path, *, broken_off: bool) -> Any:  # noqa: ANN40
 
 
 def weights(trainer: Any) -> dict[str, Any]:  # noqa: ANN401
+    from constitutional.training.ppo.shards import put_together
+
     networks = trainer.networks
-    both = {"policy": networks.policy_weights, "critic": networks.critic_weights}
+    both = put_together({"policy": networks.policy_weights, "critic": networks.critic_weights}, keep=True)
     return {f"{of}.{name}": each.detach() for of, named in both.items() for name, each in named.items()}
 
 
 @pytest.mark.slow  # three interpreters load torch
-def test_two_processes_come_to_what_one_does_also_when_they_are_stopped_and_go_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2"])
+def test_two_processes_come_to_what_one_does_also_when_they_are_stopped_and_go_on(tmp_path: Path, kind: str) -> None:
     import torch
 
     model = tiny_model(tmp_path / "models")
-    # Despite its name --multi_gpu starts processes on CPUs too; with --cpu alone accelerate starts one, unless by MPI.
-    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file", str(CONFIGS / f"{kind}.yaml")]
+    launch += ["--num_processes", "2", "--num_machines", "1"]
     plain = ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     command = [sys.executable, *launch, *plain, __file__]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -80,11 +84,16 @@ def test_two_processes_come_to_what_one_does_also_when_they_are_stopped_and_go_o
     assert done.returncode == 0, done.stderr[-3000:]
     one = train(model, tmp_path / "one", broken_off=False)
     expected = weights(one)
+    shares = [torch.load(tmp_path / "two" / f"share-{rank}.pt") for rank in range(2)]
+    assert shares == ([1.0, 1.0] if kind == "ddp" else [pytest.approx(0.5, abs=0.05)] * 2)
     per_process = [torch.load(tmp_path / "two" / f"weights-{rank}.pt") for rank in range(2)]
     for name, each in expected.items():
         assert torch.equal(per_process[0][name], per_process[1][name]), name
         # Sums of floats in another order: what is left of 1e-7 after twelve steps of Adam, each about 1e-3 long.
         torch.testing.assert_close(per_process[0][name], each, atol=1e-5, rtol=0)
+    saved = torch.load(tmp_path / "two" / "checkpoint-3" / "policy.pt")
+    assert {f"policy.{name}" for name in saved} == {name for name in expected if name.startswith("policy.")}
+    assert all(torch.equal(per_process[0][f"policy.{name}"], each) for name, each in saved.items())
     logs = [
         [json.loads(line) for line in (tmp_path / name / "training_log.jsonl").read_text().splitlines()]
         for name in ("one", "two")
@@ -100,11 +109,19 @@ def test_two_processes_come_to_what_one_does_also_when_they_are_stopped_and_go_o
 def main() -> None:
     """What each process does."""
     import torch
+    from accelerate.state import AcceleratorState  # type: ignore[import-untyped]
+
+    from constitutional.training.ppo.shards import own
+    from tests.runs.on_cpus import begin_in_shards
 
     torch.set_num_threads(1)
+    AcceleratorState.__init__ = begin_in_shards
     model, output = map(Path, sys.argv[1:])
     trainer = train(model, output, broken_off=True)
     assert trainer.accelerator.num_processes == 2
+    parts = [own(weight) for weight in trainer.networks.policy_weights.values()]
+    whole = sum(weight.numel() for weight in trainer.networks.policy_weights.values())
+    torch.save(sum(part.numel() for part in parts) / whole, output / f"share-{trainer.accelerator.process_index}.pt")
     torch.save(weights(trainer), output / f"weights-{trainer.accelerator.process_index}.pt")
     trainer.accelerator.wait_for_everyone()
     torch.distributed.destroy_process_group()
