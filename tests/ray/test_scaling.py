@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ray.conftest import SHARED, await_start
 from tests.ray.functions import asked
+from tests.ray.node import SHARED, await_start
 
 if find_spec("ray") is None:
     pytest.skip("Ray is not installed; make test-ray installs it", allow_module_level=True)
