@@ -353,8 +353,9 @@ class ClusterEngine(ForwardingEngine):
     def _gpus_of_an_actor(self) -> float:
         if self._gpus is None:
             self._gpus = self.cluster.gpus(self.settings)
-            by_itself = self.cluster.settings.gpus is None and getattr(self.settings, "device", "cpu") != "cpu"
-            if by_itself and not self._gpus:
+            by_itself = self.cluster.settings.gpus is None and not isinstance(self.settings, ScriptedSettings)
+            wanted = getattr(self.settings, "device", "") != "cpu"  # vLLM has no such setting, and wants them too
+            if by_itself and wanted and not self._gpus:
                 self.cluster.say(
                     f"{self.name}: the cluster has no GPU, so CPUs answer; where some come later, type cluster.gpus=1"
                 )
