@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-slow test-vllm test-ray test-zero3 test-smollm2 smollm2 nightly-smollm2 check-handover lint lint-deploy demo clean
+.PHONY: install test test-slow test-vllm test-vllm-ray test-ray test-zero3 test-smollm2 smollm2 nightly-smollm2 check-handover lint lint-deploy demo clean
 
 install: $(INSTALLED)
 
@@ -47,7 +47,11 @@ $(VLLM_INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 test-vllm: $(VLLM_INSTALLED)
-	$(VLLM_BIN)/python -m pytest tests/vllm
+	$(VLLM_BIN)/python -m pytest tests/vllm --ignore tests/vllm/test_on_ray.py
+
+# vLLM in the actors of a cluster; each of them takes half a minute to start.
+test-vllm-ray: $(VLLM_INSTALLED)
+	$(VLLM_BIN)/python -m pytest tests/vllm/test_on_ray.py
 
 # verl and OpenRLHF without what they train by: their own parsers are put to the commands of a hand-over. What else they
 # import is taken from .venv.

@@ -39,8 +39,8 @@ SPENT: Final = ("asked", "prompt_tokens", "cached_tokens", "completion_tokens", 
 """The columns of `spent` that are added up, as `Calls` names them."""
 
 CACHE_KIB: Final = 32 * 1024
-"""Of pages in memory. Keys come in no order, and each may be on any page of the index, which SQLite by itself keeps 2 MB
-of."""
+"""Of pages in memory. Keys come in no order, and each may be on any page of the index, of which SQLite by itself keeps
+2 MB."""
 CHECKPOINT_PAGES: Final = 8 * 1024
 """From one move of pages out of the write-ahead log, which then has 32 MB, to the next. A page that was written several
 times until then is moved once."""

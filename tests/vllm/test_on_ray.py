@@ -19,7 +19,7 @@ from tests.vllm.test_engine import QUESTIONS, greedy, opened, user
 from tests.vllm.test_process import gone
 
 if find_spec("vllm") is None or find_spec("ray") is None:
-    pytest.skip("vLLM or Ray is not installed; make test-vllm installs both", allow_module_level=True)
+    pytest.skip("vLLM or Ray is not installed; make test-vllm-ray installs both", allow_module_level=True)
 
 CHOICES = ("So it follows the principle.", "So it violates the principle.")
 REQUESTS = [

@@ -68,9 +68,11 @@ def own(weight: "torch.Tensor") -> "torch.Tensor":
 
 def total(number: "torch.Tensor") -> "torch.Tensor":
     """A number over all processes, which computed it of their parts."""
+    import torch
     from torch.distributed.tensor import DTensor
 
-    return number.full_tensor() if isinstance(number, DTensor) else number
+    whole: torch.Tensor = number.full_tensor() if isinstance(number, DTensor) else number
+    return whole
 
 
 def put_together(content: Any, *, keep: bool) -> Any:  # noqa: ANN401

@@ -161,8 +161,9 @@ class PPOTrainer:
         set_seed(self.args.seed)  # again, as loading a reward model seeds by 0, for what is drawn from here on
         shard = self._shard if self.in_shards else None
         self.networks = make_networks(policy, reference, critic, next(readers, None), peft_config, shard)
-        for member in models if shard else ():
-            shard(member.model, [member.model.base_model])  # the head is read without a pass through it
+        if self.in_shards:
+            for member in models:
+                self._shard(member.model, [member.model.base_model])  # the head is read without a pass through it
         self.value_model_given = value_model is not None
         if self.args.gradient_checkpointing:
             self.networks.use_gradient_checkpointing()
@@ -193,7 +194,7 @@ class PPOTrainer:
         from accelerate.utils import gather_object  # type: ignore[import-untyped]
 
         sums = bit_sums(map(shards.own, self.networks.policy_weights.values()))
-        return gather_object(sums) if self.in_shards else sums
+        return list(gather_object(sums)) if self.in_shards else sums
 
     def _read_data(self, train_dataset: Iterable[Mapping[str, Any]], ptx_dataset: Iterable[Mapping[str, Any]]) -> None:
         rows = [dict(row) for row in train_dataset]

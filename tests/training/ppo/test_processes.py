@@ -22,39 +22,40 @@ def even(completion_ids: Sequence[Sequence[int]], **_: object) -> list[float]:
     return [sum(token % 2 == 0 for token in ids) / len(ids) for ids in completion_ids]
 
 
-def train(model: Path, output: Path, *, broken_off: bool) -> Any:  # noqa: ANN401
-    """On as many processes as there are; if broken off, by two trainers, the second from the first one's checkpoint."""
+def trainer_of(model: Path, output: Path) -> Any:  # noqa: ANN401
+    """For as many processes as there are."""
     from constitutional.training.ppo.settings import PPOConfig
     from constitutional.training.ppo.trainer import PPOTrainer
 
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     completion = [{"role": "assistant", "content": "Quite so."}]
+    args = PPOConfig(
+        output_dir=str(output),
+        use_cpu=True,
+        total_episodes=PHASES * 12,
+        per_device_train_batch_size=3,
+        gradient_accumulation_steps=2 // processes,
+        num_mini_batches=2,
+        num_ppo_epochs=2,
+        response_length=6,
+        learning_rate=1e-3,
+        save_steps=1,
+        kl_target=0.01,
+        ptx_coef=0.5,
+        entropy_coef=0.01,
+        loss_aggregation="seq_mean_token_mean",
+    )
+    ptx = [{**row, "completion": completion} for row in ROWS]
+    own: dict[str, Any] = {"reward_funcs": [even], "train_dataset": ROWS, "ptx_dataset": ptx}
+    return PPOTrainer(model, args=args, **own)
 
-    def trainer() -> PPOTrainer:
-        args = PPOConfig(
-            output_dir=str(output),
-            use_cpu=True,
-            total_episodes=PHASES * 12,
-            per_device_train_batch_size=3,
-            gradient_accumulation_steps=2 // processes,
-            num_mini_batches=2,
-            num_ppo_epochs=2,
-            response_length=6,
-            learning_rate=1e-3,
-            save_steps=1,
-            kl_target=0.01,
-            ptx_coef=0.5,
-            entropy_coef=0.01,
-            loss_aggregation="seq_mean_token_mean",
-        )
-        ptx = [{**row, "completion": completion} for row in ROWS]
-        own: dict[str, Any] = {"reward_funcs": [even], "train_dataset": ROWS, "ptx_dataset": ptx}
-        return PPOTrainer(model, args=args, **own)
 
+def train(model: Path, output: Path, *, broken_off: bool) -> Any:  # noqa: ANN401
+    """If broken off, by two trainers, the second from the first one's checkpoint."""
     if broken_off:
-        first = trainer()
+        first = trainer_of(model, output)
         first.train_phase(first.begin(None))
-    last = trainer()
+    last = trainer_of(model, output)
     last.train(resume_from_checkpoint=broken_off)
     return last
 
@@ -94,6 +95,15 @@ def test_two_processes_come_to_what_one_does_also_when_they_are_stopped_and_go_o
     saved = torch.load(tmp_path / "two" / "checkpoint-3" / "policy.pt")
     assert {f"policy.{name}" for name in saved} == {name for name in expected if name.startswith("policy.")}
     assert all(torch.equal(per_process[0][f"policy.{name}"], each) for name, each in saved.items())
+    again = trainer_of(model, tmp_path / "two")  # in one process, from what two have kept
+    assert again.begin(True) == PHASES
+    for name, each in weights(again).items():
+        assert torch.equal(each, per_process[0][name]), name
+    for optimizer, other in zip(again.learner.optimizers, one.learner.optimizers, strict=True):
+        states, others = (list(each.state.values()) for each in (optimizer, other))
+        for state, expected_state in zip(states, others, strict=True):
+            torch.testing.assert_close(state["exp_avg"], expected_state["exp_avg"], atol=1e-5, rtol=0)
+            assert state["step"] == expected_state["step"]
     logs = [
         [json.loads(line) for line in (tmp_path / name / "training_log.jsonl").read_text().splitlines()]
         for name in ("one", "two")
