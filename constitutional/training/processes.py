@@ -165,8 +165,9 @@ def in_shares(trainer: C) -> C:
         On a GPU networks compute in bfloat16, and what they give is taken in 32 bits, as in one process.
         """
 
-        def __init__(self, *args: object, **named: object) -> None:
-            super().__init__(*args, **named)
+        def create_accelerator_and_postprocess(self) -> None:
+            """Before anything is sharded: TRL shards DPO's reference as it is made."""
+            super().create_accelerator_and_postprocess()
             leave_outputs(self.accelerator.state)
 
         def _prepare_input(self, data: Any) -> Any:  # noqa: ANN401
