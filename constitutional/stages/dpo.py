@@ -28,6 +28,7 @@ from constitutional.stages.context import StageContext
 from constitutional.stages.summaries import DpoSummary
 from constitutional.training import processes
 from constitutional.training import trl as training
+from constitutional.training.kernels import liger_kernels
 from constitutional.training.preflight import preflight_folder
 from constitutional.training.reward_model import score as score_replies
 from constitutional.training.rewards import conversation_with
@@ -155,7 +156,8 @@ def soft_dpo_trainer(
         remove_unused_columns=False,
     )
     collator = DataCollatorForPreference(tokenizer.pad_token_id, settings.max_length)
-    with _no_bars():
+    # The reference's pass is made here, and is to round as the policy does: their first ratios are 1.
+    with _no_bars(), liger_kernels(model, on=settings.use_liger_kernel):
         return processes.in_shares(SoftDPOTrainer)(
             model,
             args=arguments,

@@ -9,8 +9,8 @@ import importlib.util
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, Self, TypeVar
 
@@ -23,6 +23,7 @@ from constitutional.base.progress import Progress, Task, counted
 from constitutional.engines.chat import Arguments, Tokenizer
 from constitutional.engines.local import load_model
 from constitutional.training import metrics, processes
+from constitutional.training.kernels import liger_kernels
 from constitutional.training.preflight import preflight
 from constitutional.training.quiet import quiet_libraries
 from constitutional.training.rows import Row
@@ -269,9 +270,7 @@ def trl_arguments(
         save_total_limit=2,  # if writing the newest is cut off, the one before is still there
         report_to="none",
         disable_tqdm=True,
-        use_liger_kernel=settings.use_liger_kernel,
-        # Liger's fused loss would take the place of the forward pass that the trainers need.
-        liger_kernel_config={"fused_linear_cross_entropy": False} if settings.use_liger_kernel else None,
+        use_liger_kernel=settings.use_liger_kernel,  # which is read in `fit`, before the trainer does
         **own,
     )
     if not gpu and processes.count() > 1:
@@ -332,13 +331,26 @@ def fit(
     trainer.add_callback(_log_callback(log, label, task, tracking, alike, mark, whole=not in_shards))
     _leave_a_step_after_warmup(trainer)
     before = bit_sums(_trained(trainer.model))
-    with suppress(_AllStepsMadeError):
+    with suppress(_AllStepsMadeError), _kernels_in(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if not in_shards:  # of shards nobody has a whole weight; what they come to is checked as it is saved
         check_finite(_trained(trainer.model), label, trainer.state.global_step)
         check_moved(before, bit_sums(_trained(trainer.model)), label, trainer.state.global_step)
     rows: Any = trainer.train_dataset
     return Fitted(trainer.state.global_step, len(rows))
+
+
+@contextmanager
+def _kernels_in(trainer: "Trainer") -> Iterator[None]:
+    """Liger's kernels in what is trained, where the trainer was told so; itself it would leave them to later models."""
+    model: Any = trainer.model
+    arguments: Any = trainer.args
+    asked, arguments.use_liger_kernel = arguments.use_liger_kernel, False
+    try:
+        with liger_kernels(model.get_base_model() if hasattr(model, "peft_config") else model, on=asked):
+            yield
+    finally:
+        arguments.use_liger_kernel = asked
 
 
 class _AllStepsMadeError(Exception):
