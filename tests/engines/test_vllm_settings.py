@@ -71,8 +71,21 @@ def test_the_identity_holds_what_decides_answers_and_nothing_else(
     assert len(others | {engine().identity}) == 6
 
 
-def test_there_is_room_for_the_adapters_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_vllm_for_gpus_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     installed(monkeypatch)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    folder = engine().folder
+    with pytest.raises(ConfigurationError, match=r"^vllm 0\.31\.0 is built for GPUs, and .* none .* type engine=local"):
+        vllm.engine_arguments(folder, VllmSettings())
+    installed(monkeypatch, "0.31.0+cpu")
+    assert vllm.engine_arguments(folder, VllmSettings())["model"] == str(folder)
+    installed(monkeypatch)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: True)
+    assert vllm.engine_arguments(folder, VllmSettings())["model"] == str(folder)
+
+
+def test_there_is_room_for_the_adapters_rank(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed(monkeypatch, "0.31.0+cpu")
     settings = VllmSettings(adapter=str(adapter(tmp_path / "small", 5)), dtype="float32")
     folder = engine().folder
     assert vllm.engine_arguments(folder, settings)["max_lora_rank"] == 8
