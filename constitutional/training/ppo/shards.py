@@ -68,11 +68,10 @@ def own(weight: "torch.Tensor") -> "torch.Tensor":
 
 def total(number: "torch.Tensor") -> "torch.Tensor":
     """A number over all processes, which computed it of their parts."""
-    import torch
     from torch.distributed.tensor import DTensor
 
-    whole: torch.Tensor = number.full_tensor() if isinstance(number, DTensor) else number
-    return whole
+    computed: Any = number
+    return computed.full_tensor() if isinstance(computed, DTensor) else number
 
 
 def put_together(content: Any, *, keep: bool) -> Any:  # noqa: ANN401
@@ -84,7 +83,8 @@ def put_together(content: Any, *, keep: bool) -> Any:  # noqa: ANN401
     from torch.distributed.tensor import DTensor
 
     if isinstance(content, DTensor):
-        tensor = content.detach().full_tensor()  # one at a time is whole on the device
+        part: Any = content.detach()
+        tensor = part.full_tensor()  # one at a time is whole on the device
         return tensor.cpu() if keep else torch.empty(0)
     if isinstance(content, Mapping):
         return {name: put_together(part, keep=keep) for name, part in content.items()}

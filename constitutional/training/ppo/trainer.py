@@ -275,7 +275,7 @@ class PPOTrainer:
 
     def _roll_out(self, phase: int) -> RolloutBatch:
         """Draw, score and read the batch's replies, this process its share, and put all shares together."""
-        from accelerate.utils import gather_object  # type: ignore[import-untyped]
+        from accelerate.utils import gather_object
 
         rows = self._rows(phase)
         order = sorted(range(self.batch_size), key=lambda row: len(self.prompts[rows[row]]))
