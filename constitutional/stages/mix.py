@@ -67,6 +67,9 @@ MOST_HELD_OUT: Final = 500
 """Preferences of each source that are held out at most. An accuracy is then known to 4.4 points or better (Wilson's
 95% interval), while to score a tenth of a large file may take longer than the training."""
 
+_EVEN: Final = 1e-9
+"""A probability that is nearer to 0.5 is even: the mean of 0.9 and 1 − 0.9 is 0.49999999999999994."""
+
 FEW: Final = 30
 """Fewer preferences than these teach a model next to nothing."""
 
@@ -168,16 +171,16 @@ class _Opinion(NamedTuple):
     gives_way_to: tuple[str, ...]
 
 
-class _Label(NamedTuple):
-    """What the opinions of a comparison come to."""
+class _Labels(NamedTuple):
+    """What the opinions of some comparisons come to, by comparison."""
 
-    p_a: float
-    """The labeler's soft label; nan where it makes no preference."""
-    why: str
-    """Under which name it is counted."""
-    unreadable: int
+    p_a: list[float]
+    """The labeler's soft labels; nan where one makes no preference."""
+    why: list[str]
+    """Under which names they are counted."""
+    unreadable: list[int]
     """How many opinions cannot be read."""
-    judged: bool
+    judged: list[bool]
     """There are opinions."""
 
 
@@ -252,22 +255,22 @@ def mixed_rows(  # noqa: PLR0913 - the same, and what is never trained on
     labels, places = array("d"), bytearray()
     people: list[Preference] = []
     for block in _blocks(comparisons, judgements):
-        pairs = map(_Pair._make, zip(*block.pairs.values(), strict=True))
-        for pair, label in zip(pairs, _labels(block, settings.margin), strict=True):
-            p_a = math.nan
-            if pair.id in audit:
+        columns = (*block.pairs.values(), *_labels(block, settings.margin))
+        for name, prompt, a, b, p_a, why, unreadable, judged in zip(*columns, strict=True):
+            label = math.nan
+            if name in audit:
                 pass
-            elif same_text(pair.a, pair.b):
+            elif same_text(a, b):
                 counts["comparisons of equal texts"] += 1
-            elif pair.id in verdicts_by_comparison:
-                counts["AI judgements overridden by a person"] += label.judged
-                estimate = estimates.get(pair.id)
-                people += _by_people(pair, verdicts_by_comparison[pair.id], estimate, settings, counts)
+            elif name in verdicts_by_comparison:
+                counts["AI judgements overridden by a person"] += judged
+                pair, estimate = _Pair(name, prompt, a, b), estimates.get(name)
+                people += _by_people(pair, verdicts_by_comparison[name], estimate, settings, counts)
             else:
-                counts["judgements unreadable"] += label.unreadable
-                counts[label.why] += 1
-                p_a = label.p_a
-            labels.append(p_a)
+                counts["judgements unreadable"] += unreadable
+                counts[why] += 1
+                label = p_a
+            labels.append(label)
         places += bytes(_places(block.pairs["prompt"], labels[len(places) :], settings, seed))
     brought = _brought_together(human_preferences, counts, keep=settings.ties == "keep")
     people += [preference for preference in brought if preference.source == "human"]
@@ -374,8 +377,8 @@ def _decisive(block: _JudgedPairs) -> NDArray[np.bool_]:
     return takes
 
 
-def _labels(block: _JudgedPairs, margin: float) -> Iterator[_Label]:
-    """By comparison, what its opinions come to: their mean by weight, where it is no nearer to a half than the margin.
+def _labels(block: _JudgedPairs, margin: float) -> _Labels:
+    """What opinions come to: their mean by weight, where it is no nearer to a half than the margin.
 
     The mean is that of `labelling.mean_of` to the last digit.
     """
@@ -392,15 +395,12 @@ def _labels(block: _JudgedPairs, margin: float) -> Iterator[_Label]:
     for place in np.flatnonzero(np.bincount(of, minlength=count) > 2).tolist():
         own = slice(*np.searchsorted(of, (place, place + 1)))
         means[place] = weighted_mean(p_a[own].tolist(), weight[own].tolist())
-    labels = zip(means.tolist(), unreadable.tolist(), conflicts.tolist(), judged.tolist(), strict=True)
-    for mean, unread, conflicting, has in labels:
-        if math.isnan(mean):
-            yield _Label(math.nan, f"comparisons {'unreadable' if unread else 'not judged'}", unread, has)
-        elif not is_decided(mean, margin):
-            why = f"comparisons undecided, {'position conflict' if conflicting else 'near a half'}"
-            yield _Label(math.nan, why, unread, has)
-        else:
-            yield _Label(mean, "comparisons decided", unread, has)
+    decided = np.abs(means - 0.5) >= _decisive_from(margin)  # nan is not
+    near = np.where(conflicts > 0, "comparisons undecided, position conflict", "comparisons undecided, near a half")
+    without = np.where(unreadable > 0, "comparisons unreadable", "comparisons not judged")
+    why = np.where(np.isnan(means), without, np.where(decided, "comparisons decided", near))
+    p_a = np.where(decided, means, np.nan)
+    return _Labels(p_a.tolist(), why.tolist(), unreadable.tolist(), judged.tolist())
 
 
 def _prompt_of(pair: _Pair) -> Prompt:
@@ -466,7 +466,8 @@ def _labelled(
     for block in _blocks(comparisons, judgements, "id"):
         last = first + len(block.ends)
         those = (block, labels[first:last], places[first:last], drawn[first:last])
-        if columns := _columns(*those):
+        columns = _columns(*those)
+        if columns["id"]:
             yield PlainRows(Preference, columns)
         first = last
 
@@ -475,7 +476,7 @@ _PREFERENCE: Final = (
     *("id", "prompt", "chosen", "rejected", "probability", "source", "principles", "rests_on", "comparison", "split"),
     "weight",
 )
-"""The columns of a preference, in the order in which `_columns` makes them."""
+"""The columns of a preference."""
 
 
 def _columns(block: _JudgedPairs, labels: Sequence[float], places: Sequence[int], drawn: Sequence[int]) -> Columns:
@@ -485,7 +486,8 @@ def _columns(block: _JudgedPairs, labels: Sequence[float], places: Sequence[int]
     judgements = list(compress(block.opinions["id"], takes))
     ends = np.concatenate(([0], np.cumsum(takes)))[[0, *block.ends]].tolist()
     rows = zip(*block.pairs.values(), pairwise(ends), labels, places, strict=True)
-    made = []
+    # Each column is filled by itself: tuples of rows would be held, and the garbage collector goes through them.
+    made: Columns = {name: [] for name in _PREFERENCE}
     prompt, of_prompt = "", ""
     for comparison, as_json, a, b, (begin, end), p_a, place in compress(rows, drawn):
         if as_json != prompt:
@@ -499,9 +501,18 @@ def _columns(block: _JudgedPairs, labels: Sequence[float], places: Sequence[int]
             f'"probability":{probability!r},"prompt":{of_prompt},"rejected":{json_text(rejected)},'
             f'"rests_on":["{rests_on}"],"source":"ai","split":"{split}"}}'
         )
-        lists = (names, f'["{rests_on.replace(",", ", ")}"]')
-        made.append((name, prompt, chosen, rejected, probability, "ai", *lists, comparison, split, None))
-    return dict(zip(_PREFERENCE, map(list, zip(*made, strict=True)), strict=True)) if made else {}
+        made["id"].append(name)
+        made["prompt"].append(prompt)
+        made["chosen"].append(chosen)
+        made["rejected"].append(rejected)
+        made["probability"].append(probability)
+        made["principles"].append(names)
+        made["rests_on"].append(f'["{rests_on.replace(",", ", ")}"]')
+        made["comparison"].append(comparison)
+        made["split"].append(split)
+    count = len(made["id"])
+    made["source"], made["weight"] = ["ai"] * count, [None] * count
+    return made
 
 
 @lru_cache
@@ -642,18 +653,22 @@ def _likelier(a: str, b: str, p_a: float) -> dict[str, Any]:
 
 
 def _even(p: float) -> bool:
-    # The mean of 0.9 and 1 − 0.9 is 0.49999999999999994.
-    return abs(p - 0.5) < 1e-9
+    return abs(p - 0.5) < _EVEN
 
 
 def is_decided(p: float, margin: float) -> bool:
     """Whether a probability makes a preference: it is not even, and no nearer to 0.5 than the margin."""
-    return not (_even(p) or within_margin(p, margin))
+    return abs(p - 0.5) >= _decisive_from(margin)
+
+
+def _decisive_from(margin: float) -> float:
+    """How far from 0.5 a probability is at least where it makes a preference: within the margin, or even, it is not."""
+    return max(_EVEN, margin - _EVEN)  # 0.6 - 0.5 is 0.09999999999999998
 
 
 def within_margin(p: float, margin: float) -> bool:
     """Whether a probability is nearer to 0.5 than the margin, so that a judgement of it is undecided."""
-    return abs(p - 0.5) < margin - 1e-9  # 0.6 - 0.5 is 0.09999999999999998
+    return abs(p - 0.5) < margin - _EVEN
 
 
 def is_held_out(messages: Iterable[Message], settings: Settings, seed: int) -> bool:
