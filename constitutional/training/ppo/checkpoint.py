@@ -79,10 +79,11 @@ def read_checkpoint(
     import numpy as np
     import torch
 
+    in_shards = bool(networks.without_weights)  # of whole tensors each process takes its part, and holds no more
     try:
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
         policy, critic, optimizer_states, states = (
-            torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True)
+            torch.load(folder / f"{name}.pt", map_location="cpu", weights_only=True, mmap=in_shards)
             for name in ("policy", "critic", "optimizers", "random")
         )
     except (OSError, ValueError, RuntimeError) as error:

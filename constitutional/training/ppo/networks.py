@@ -224,6 +224,8 @@ def make_networks(
     if adapters is not None:
         return _with_adapters(policy, reference, value_model, reward, adapters)
     frozen = (copy.deepcopy(policy) if reference is None else reference).requires_grad_(False).eval()
+    if shard is not None:  # at once, as all models are whole in this process until then
+        shard(frozen, [frozen])
     policy.requires_grad_(True).eval()
     if value_model is not None:
         critic, offset = value_model, getattr(value_model.config, ppo_critic.OFFSET, 0.0)
@@ -240,7 +242,6 @@ def make_networks(
     if shard is None:
         return Networks(policy, frozen, critic, offset)
     empty = {"policy": shards.without_weights(policy), "critic": shards.without_weights(critic)}
-    shard(frozen, [frozen])
     shard(policy, [policy])
     shard(critic, [critic.base_model, critic.score])  # as `values` calls them
     networks = Networks(policy, frozen, critic, offset)
