@@ -105,6 +105,11 @@ def check(config: RunConfig) -> None:
         return
     content = _content(launch)
     kind = str(content["distributed_type"])
+    if kind in SHARDING and not _gpus():
+        raise ConfigurationError(
+            f"launch.config={launch.config} shards weights over GPUs, and this machine has none; type "
+            "launch=accelerate launch.processes=2"
+        )
     total = _processes(launch) * launch.machines
     if total == 1:
         more = "" if _gpus() == 1 else ", or launch.processes=2"
@@ -114,10 +119,6 @@ def check(config: RunConfig) -> None:
         raise ConfigurationError(
             f"launch.processes={launch.processes} are more than this machine's {counted(_gpus(), 'GPU')}, of which no "
             f"two processes can have one; type {most}"
-        )
-    if kind in SHARDING and not _gpus():
-        raise ConfigurationError(
-            f"launch.config={launch.config} shards weights over GPUs, and this machine has none; type launch.config=ddp"
         )
     if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         advice = "type pip install '.[zero3]', or launch=accelerate_fsdp2"
