@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from operator import itemgetter
 from pathlib import Path
 from types import FrameType
@@ -83,7 +83,7 @@ from constitutional.runs.launch_settings import AccelerateSettings, SlurmSetting
 from constitutional.runs.manifest import StageEntry
 from constitutional.runs.outputs import LOCK, Begun, Outputs, damage, drop_checkpoints, is_locked
 from constitutional.runs.pipeline import Stage, stages_of, up_to
-from constitutional.runs.process import peak_bytes
+from constitutional.runs.process import peak_bytes, rare_collections
 from constitutional.runs.settings import ROLES, RunConfig
 from constitutional.runs.slurm import FOLDER as JOBS
 from constitutional.runs.slurm import JobEnd, check_launch, in_job, settle
@@ -587,7 +587,7 @@ class Runner:
             distributed.make(stage, context, launch)
             return None
         if not (isinstance(launch, SlurmSettings) and self._needs_gpu(stage)):
-            stage.run(stage.settings, context)
+            _do(stage, context)
             return None
         self.run_context.hand_over()
         output = context.begun.folder.resolve().name  # the run's own folder is a link
@@ -633,7 +633,7 @@ class Runner:
             if entry := self.outputs.finished(planned.place):
                 return JobEnd(entry, Calls())
             try:
-                stage.run(stage.settings, context)
+                _do(stage, context)
                 return JobEnd(self._finish(stage, begun, context), context.calls)
             except ConstitutionalError as error:
                 return JobEnd(None, context.calls, error)
@@ -650,6 +650,11 @@ def make_in_job(folder: Path, output: str) -> JobEnd:
             return runner.make_alone(RunStore.load(folder), stages[number], stages[:number], output)
     except ConstitutionalError as error:
         return JobEnd(None, Calls(), error)
+
+
+def _do(stage: Stage, context: RunStageContext) -> None:
+    with nullcontext() if stage.trains else rare_collections():  # what trains may leave a GPU's tensors in cycles
+        stage.run(stage.settings, context)
 
 
 def _made(entry: StageEntry) -> str:

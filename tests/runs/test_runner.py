@@ -1,3 +1,4 @@
+import gc
 import json
 import os
 import re
@@ -699,6 +700,26 @@ def test_while_a_stage_asks_its_items_are_said_and_how_many_answers_there_are(tm
     # A model by a rule answers all that is waiting: the 8 drafts, then the 8 critiques of the first round.
     assert next(line for line in said if " · generator: " in line) == "  critique and revise: 0% · generator: 8 answers"
     assert any(line.startswith("  critique and revise: 0% · critic: 8 answers") for line in said)
+
+
+def test_garbage_is_looked_for_rarely_but_while_a_stage_trains(tmp_path: Path) -> None:
+    constitution(tmp_path)
+    config, before = configured(tmp_path), gc.get_threshold()
+    seen: dict[str, int] = {}
+
+    def watched(stage: Stage) -> Stage:
+        def noted(settings: object, context: StageContext) -> None:
+            seen[stage.name] = gc.get_threshold()[0]
+            stage.run(settings, context)
+
+        return replace(stage, run=noted)
+
+    run(config, stages=[watched(stage) for stage in stages(config)], opener=World().open, progress=Progress(StringIO()))
+    assert gc.get_threshold() == before
+    assert {name for name, threshold in seen.items() if threshold == before[0]} == {
+        stage.name for stage in stages(config) if stage.trains and stage.name in seen
+    }
+    assert seen["label"] > before[0]
 
 
 def test_a_run_says_how_long_it_took_and_how_much_memory_and_its_manifest_keeps_it(tmp_path: Path) -> None:
