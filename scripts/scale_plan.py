@@ -39,22 +39,22 @@ AT_ONCE: Final = 64
 """Answers that come together and are kept in one transaction."""
 MEASURED: Final[Mapping[str, Rate]] = {
     "journal": Rate(
-        273, "bytes of the journal an answer, beside its text", "`bench_journal.py`: 48 MB for 100,000 of 207 letters"
+        287, "bytes of the journal an answer, beside its text", "`bench_journal.py`: 494 MB for a million of 207 letters"
     ),
     "keep": Rate(
-        44e-6,
+        26e-6,
         "s to keep an answer",
-        f"`--measure`, {AT_ONCE} at once, two quiet cores: the slowest of three, 37 to 44; beside trainings up to 480",
+        f"`--measure`, {AT_ONCE} at once, beside another process: the slowest of three, 20 to 26",
     ),
     "stages": Rate(
-        912e-6,
+        490e-6,
         "s of CPU time a label in the stages themselves",
-        "`bench_scale.py`, a million prompts: check 14, prompts 49, sample_pairs 260, label 530, mix 60",
+        "`bench_scale.py`, a million prompts: check 12, prompts 36, sample_pairs 131, label 285, mix 26",
     ),
     "again": Rate(
-        544e-6,
+        297e-6,
         "s of CPU time a label to go through the stage label again",
-        "`bench_scale.py`, as above: check 14, label 530, with answers that were kept and not reused",
+        "`bench_scale.py`, as above: check 12, label 285, with answers that were kept and not reused",
     ),
     "ask": Rate(1 / 1084, "s to ask a server", "README, engines: 1,084 calls/s by one process"),
     "row": Rate(820, "bytes of rows a label, beside its texts", "a run with SmolLM2-135M, 139 labels"),
