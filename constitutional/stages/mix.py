@@ -171,7 +171,7 @@ class _Opinion(NamedTuple):
     gives_way_to: tuple[str, ...]
 
 
-class _Labels(NamedTuple):
+class _SoftLabels(NamedTuple):
     """What the opinions of some comparisons come to, by comparison."""
 
     p_a: list[float]
@@ -377,7 +377,7 @@ def _decisive(block: _JudgedPairs) -> NDArray[np.bool_]:
     return takes
 
 
-def _labels(block: _JudgedPairs, margin: float) -> _Labels:
+def _labels(block: _JudgedPairs, margin: float) -> _SoftLabels:
     """What opinions come to: their mean by weight, where it is no nearer to a half than the margin.
 
     The mean is that of `labelling.mean_of` to the last digit.
@@ -400,7 +400,7 @@ def _labels(block: _JudgedPairs, margin: float) -> _Labels:
     without = np.where(unreadable > 0, "comparisons unreadable", "comparisons not judged")
     why = np.where(np.isnan(means), without, np.where(decided, "comparisons decided", near))
     p_a = np.where(decided, means, np.nan)
-    return _Labels(p_a.tolist(), why.tolist(), unreadable.tolist(), judged.tolist())
+    return _SoftLabels(p_a.tolist(), why.tolist(), unreadable.tolist(), judged.tolist())
 
 
 def _prompt_of(pair: _Pair) -> Prompt:
