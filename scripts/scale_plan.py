@@ -39,7 +39,9 @@ AT_ONCE: Final = 64
 """Answers that come together and are kept in one transaction."""
 MEASURED: Final[Mapping[str, Rate]] = {
     "journal": Rate(
-        287, "bytes of the journal an answer, beside its text", "`bench_journal.py`: 494 MB for a million of 207 letters"
+        287,
+        "bytes of the journal an answer, beside its text",
+        "`bench_journal.py`: 494 MB for a million of 207 letters",
     ),
     "keep": Rate(
         26e-6,
