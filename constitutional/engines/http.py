@@ -185,13 +185,15 @@ class HttpSession:
 class _Job:
     """A request on its way."""
 
-    __slots__ = ("began_s", "request", "session", "task", "ticket", "tries", "used")
+    __slots__ = ("answered", "began_s", "request", "session", "task", "ticket", "tries", "used")
 
     def __init__(self, session: HttpSession, ticket: Ticket, request: Request) -> None:
         self.session = session
         self.ticket = ticket
         self.request = request
         self.tries = 0
+        self.answered: Fault | None = None
+        """What the server said to the latest try that it answered, if no reply."""
         self.began_s: float | None = None
         """When it was first sent; None before, and after the server was down."""
         self.task: asyncio.Task[None] | None = None
@@ -349,6 +351,8 @@ class _Worker:
     def _again(self, job: _Job, fault: Fault, latency_s: float) -> None:
         now_s, deadline_s = self._loop.time(), self._settings.deadline_s
         job.tries += 1
+        if fault.kind != "silent":
+            job.answered = fault
         if fault.kind != "useless":
             self._faults.append((fault, job))
         if fault.kind == "busy":
@@ -375,7 +379,9 @@ class _Worker:
                 )
             )
         tries = f"{job.tries} tries" if job.tries > 1 else "1 try"
-        reason = f"no reply in {tries} within {deadline_s:g} s; the last time: {fault.reason}"
+        # A try that the deadline cut short tells less than what the server answered to the one before.
+        why = f"the last answer: {job.answered.reason}" if job.answered else f"the last time: {fault.reason}"
+        reason = f"no reply in {tries} within {deadline_s:g} s; {why}"
         job.deliver(Completion("", "error", reason=reason))
 
     def _requeue(self, job: _Job) -> None:
