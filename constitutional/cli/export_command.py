@@ -137,7 +137,7 @@ def _hand_over(
     store: "RunStore", constitution: "Constitution", form: "Framework", folder: Path, arguments: argparse.Namespace
 ) -> None:
     """A folder with all that a training elsewhere needs."""
-    from constitutional.runs.handover import hand_over
+    from constitutional.runs.handover import UNFINISHED, hand_over
     from constitutional.runs.status import outdated
 
     if arguments.split:
@@ -147,11 +147,13 @@ def _hand_over(
         )
     if folder.is_file():
         raise UsageError(f"{folder}: is a file, and a training is handed over as a folder; type another -o")
-    if folder.is_dir() and any(folder.iterdir()) and not arguments.force:
+    begun = (folder / UNFINISHED).exists()  # by an export that was stopped
+    if folder.is_dir() and any(folder.iterdir()) and not (arguments.force or begun):
         raise UsageError(f"{folder}: is there already; type --force to replace what is in it, or another -o")
     if old := outdated(store):
         print(f"warning: {old}", file=sys.stderr)
-    print(*hand_over(store, constitution, form, folder), sep="\n")
+    for line in hand_over(store, constitution, form, folder):
+        print(line, flush=True)
     print(f"Next: {shlex.quote(printable(str(folder / CARD)))} says what to type, and how the policy comes back")
 
 

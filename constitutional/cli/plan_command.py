@@ -83,6 +83,7 @@ def as_json(plans: "Sequence[StagePlan]", machine: "Machine") -> str:
             "note": planned.note,
             "fits": planned.fits(machine),
             "lower": list(planned.lower),
+            "shards": list(planned.shards),
             "total": round(planned.peak.total),
             "peak": planned.peak.what,
             "host": round(planned.host),

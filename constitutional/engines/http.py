@@ -185,15 +185,15 @@ class HttpSession:
 class _Job:
     """A request on its way."""
 
-    __slots__ = ("answered", "began_s", "request", "session", "task", "ticket", "tries", "used")
+    __slots__ = ("before", "began_s", "request", "session", "task", "ticket", "tries", "used")
 
     def __init__(self, session: HttpSession, ticket: Ticket, request: Request) -> None:
         self.session = session
         self.ticket = ticket
         self.request = request
         self.tries = 0
-        self.answered: Fault | None = None
-        """What the server said to the latest try that it answered, if no reply."""
+        self.before: Fault | None = None
+        """Why the latest try was none that counts."""
         self.began_s: float | None = None
         """When it was first sent; None before, and after the server was down."""
         self.task: asyncio.Task[None] | None = None
@@ -313,12 +313,16 @@ class _Worker:
         sent_s = self._loop.time()
         if job.began_s is None or job.began_s < self._up_since_s or self._down_since_s is not None:
             job.began_s = sent_s  # the time in which the server is down counts for no request
+            job.before = None
         outcome: Completion | Fault | Exception
         try:
             async with asyncio.timeout(max(0.0, job.began_s + self._settings.deadline_s - sent_s)):
                 outcome = await self._server.ask(self._http, job.request, job.used)
         except TimeoutError:
-            outcome = Fault("silent", f"no answer came within {self._settings.deadline_s:g} s")
+            reason = f"no answer came within {self._settings.deadline_s:g} s"
+            if job.before:  # a try that the deadline cut short tells less than the one before it
+                reason = f"no answer came in what was left of that, and before it: {job.before.reason}"
+            outcome = Fault("silent", reason)
         except Exception as error:  # noqa: BLE001 - whatever it is, it is raised in the session's own thread
             outcome = error
         except asyncio.CancelledError:
@@ -351,8 +355,7 @@ class _Worker:
     def _again(self, job: _Job, fault: Fault, latency_s: float) -> None:
         now_s, deadline_s = self._loop.time(), self._settings.deadline_s
         job.tries += 1
-        if fault.kind != "silent":
-            job.answered = fault
+        job.before = fault
         if fault.kind != "useless":
             self._faults.append((fault, job))
         if fault.kind == "busy":
@@ -379,9 +382,7 @@ class _Worker:
                 )
             )
         tries = f"{job.tries} tries" if job.tries > 1 else "1 try"
-        # A try that the deadline cut short tells less than what the server answered to the one before.
-        why = f"the last answer: {job.answered.reason}" if job.answered else f"the last time: {fault.reason}"
-        reason = f"no reply in {tries} within {deadline_s:g} s; {why}"
+        reason = f"no reply in {tries} within {deadline_s:g} s; the last time: {fault.reason}"
         job.deliver(Completion("", "error", reason=reason))
 
     def _requeue(self, job: _Job) -> None:

@@ -25,7 +25,7 @@ from constitutional.engines.base import Completion, Engine, ForwardingEngine, Re
 from constitutional.engines.spending import Account, Calls, Ledger
 
 FORMAT: Final = 3
-"""Kept in the file as SQLite's `user_version`. It is to be raised when the table or the key changes. Where it changes
+"""Kept in the file as SQLite's `user_version`. It is to be raised when columns or the key change. Where it changes
 how an engine puts a conversation to a model or reads a reply, a number in that engine's identity is."""
 
 TABLES: Final = {

@@ -110,11 +110,11 @@ def check(config: RunConfig) -> None:
             f"launch.config={launch.config} shards weights over GPUs, and this machine has none; type "
             "launch=accelerate launch.processes=2"
         )
-    total = _processes(launch) * launch.machines
+    total = processes_here(launch) * launch.machines
     if total == 1:
         more = "" if _gpus() == 1 else ", or launch.processes=2"
         raise ConfigurationError(f"launch.processes=1 starts no second process; type launch=here{more}")
-    if 0 < _gpus() < _processes(launch):
+    if 0 < _gpus() < processes_here(launch):
         most = f"launch.processes={_gpus()}" if _gpus() * launch.machines > 1 else "launch=here"
         raise ConfigurationError(
             f"launch.processes={launch.processes} are more than this machine's {counted(_gpus(), 'GPU')}, of which no "
@@ -132,7 +132,7 @@ def check(config: RunConfig) -> None:
     for key, settings in steps.items():
         size, passes = settings.batch_size, settings.gradient_accumulation
         if shared(size, passes, total) is None:
-            each = (number for number in range(_processes(launch) - 1, 0, -1) if number * launch.machines > 1)
+            each = (number for number in range(processes_here(launch) - 1, 0, -1) if number * launch.machines > 1)
             fewer = next((number for number in each if size * passes % (number * launch.machines) == 0), None)
             raise ConfigurationError(
                 f"{key}.batch_size={size} by {key}.gradient_accumulation={passes} are {size * passes} rows in a step, "
@@ -182,7 +182,7 @@ def _config_file(launch: AccelerateSettings) -> Path:
     return named if named.is_file() else at_home(launch.config)
 
 
-def _kind(launch: AccelerateSettings) -> str:
+def kind_of(launch: AccelerateSettings) -> str:
     """The kind of accelerate's configuration, such as FSDP."""
     return str(_content(launch)["distributed_type"])
 
@@ -242,7 +242,7 @@ def _is_set(value: object) -> bool:
     return str(value).lower() in ("true", "1", "yes")
 
 
-def _processes(launch: AccelerateSettings) -> int:
+def processes_here(launch: AccelerateSettings) -> int:
     """Processes on this machine."""
     number = launch.processes or _gpus()
     if not number:
@@ -261,7 +261,7 @@ def _gpus() -> int:
 # --- Machine 0 ---
 
 
-def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings) -> None:
+def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, progress: Progress) -> None:
     """Have processes do a stage's work, and give the context what they made.
 
     Raises:
@@ -281,9 +281,10 @@ def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings) -> 
         files=dict(begun.files),
         folder=run_folder / begun.folder.name,
     )
+    progress.say(f"  starting {counted(processes_here(launch), 'process')}, which train together")
     with _asked(folder / REQUEST, request):
         code = _launch(request, launch)
-    ends = {rank: end for rank in range(_processes(launch) * launch.machines) if (end := _end(folder, rank))}
+    ends = {rank: end for rank in range(processes_here(launch) * launch.machines) if (end := _end(folder, rank))}
     context.calls_elsewhere = Calls.of_roles(_by_role(ends.values()))
     if code:
         raise _failure(stage.name, folder, ends)
@@ -363,8 +364,8 @@ def _launch(request: TrainingRequest, launch: AccelerateSettings) -> int:
 
     They stop where this process is interrupted or ends.
     """
-    total = _processes(launch) * launch.machines
-    kind = _kind(launch)
+    total = processes_here(launch) * launch.machines
+    kind = kind_of(launch)
     # PPO shards by itself, by FSDP2.
     file = CONFIGS / "fsdp2.yaml" if request.stage == "ppo" and kind == "DEEPSPEED" else _config_file(launch)
     options = {
@@ -426,7 +427,7 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
         request = _request(config.run_folder)
         if request is not None and request.start != seen:
             seen = request.start
-            progress.say(f"{request.stage}: training along, with {counted(_processes(launch), 'process')}")
+            progress.say(f"{request.stage}: training along, with {counted(processes_here(launch), 'process')}")
             code = _launch(request, launch)
             if code:
                 log = request.folder / PROCESSES / f"log_{launch.machine_rank}.txt"

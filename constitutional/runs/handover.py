@@ -40,6 +40,8 @@ from constitutional.training.rewards import OnlineSettings
 from constitutional.training.rows import chat, render, token_ids
 from constitutional.training.saving import copy_model
 
+UNFINISHED: Final = ".unfinished"
+"""A file in the folder, until all the others are."""
 LEARNING_RATE: Final = 1e-6
 """Where the run has none that is for all weights: what suits billions of them."""
 WHOLE: Final = 8
@@ -77,8 +79,10 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
     prompts, left_out = _prompts(store, to)
     tokenizer = load_tokenizer(store.artifact("sft_model"))
     longest = max(len(token_ids(tokenizer, chat(prompt.messages), ask=True)) for prompt in prompts)
+    yield f"{printable(str(folder))}: writing models, prompts and preferences"
     with writing(folder):
         (folder / "data").mkdir(parents=True, exist_ok=True)
+        (folder / UNFINISHED).touch()
     shifts = _reward_models(store.artifact("reward_model"), folder / "reward_model")
     copy_model(store.artifact("sft_model"), folder / "sft_model")
     atomic_write(folder / "constitution.yaml", (store.folder / USED).read_bytes())
@@ -98,6 +102,7 @@ def hand_over(store: RunStore, constitution: Constitution, to: Framework, folder
     if to == "openrlhf" and _goes_on(tokenizer):
         notes.append("what the chat template puts behind the end of a reply: OpenRLHF scores a reply without it")
     atomic_write(folder / CARD, _readme(store, constitution, to, material, notes).encode())
+    (folder / UNFINISHED).unlink()
     models = counted(len(shifts), "reward model")
     rows = f"{counted(len(prompts), 'prompt')}, {counted(preferences.written.total(), 'preference')}"
     yield f"{printable(str(folder))}: {rows}, the SFT model, {models}, and the commands ppo.sh and grpo.sh"

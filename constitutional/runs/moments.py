@@ -6,7 +6,7 @@ model takes is found by `training/footprint.py`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final, NamedTuple
+from typing import Final, Literal, NamedTuple
 
 from constitutional.engines.decoding import MOST_LOGITS, READ_TOKENS, SPARE
 from constitutional.stages import grpo, ppo
@@ -21,6 +21,10 @@ GRADIENT: Final = 4
 """Bytes of the gradient of a weight that is trained, which is in 32 bits."""
 ADAM: Final = 8
 """Bytes of the optimizer's state for such a weight: two moments in 32 bits."""
+LIVE: Final = 1_000_000_000
+"""Weights that DeepSpeed has whole at a time (its default of `stage3_max_live_parameters`)."""
+BUCKET: Final = 500_000_000
+"""Gradients that DeepSpeed gathers before it adds them up over processes (its default of `reduce_bucket_size`)."""
 
 
 class Moment(NamedTuple):
@@ -96,12 +100,26 @@ def beside_gpu(model: Footprint, dtype: str) -> float:
 
 def scoring(model: Footprint, length: int, *, autocast: bool = False) -> Moment:
     """A reward model, which is always in 32 bits, on replies of so many tokens with their prompts."""
-    reading = model.reading(Pass(SCORED_TOGETHER, length, "float32", autocast))
-    parts = {"weights": 4.0 * model.scorer_weights, "activations": reading}
-    return Moment("scoring replies", parts)
+    reading = _scoring(model, length, "float32", autocast=autocast)
+    return Moment("scoring replies", {"weights": 4.0 * model.scorer_weights, "activations": reading})
+
+
+def _scoring(model: Footprint, length: int, dtype: str, *, autocast: bool) -> float:
+    return model.reading(Pass(SCORED_TOGETHER, length, dtype, autocast))
 
 
 # --- A model that is trained ---
+
+
+class Group(NamedTuple):
+    """Processes that train together, a GPU for each."""
+
+    processes: int = 1
+    shards: Literal["fsdp2", "zero3"] | None = None
+    """Who gives each of them a part of weights, gradients and optimizer state; None where each holds all."""
+
+
+ALONE: Final = Group()
 
 
 class Training(NamedTuple):
@@ -113,6 +131,12 @@ class Training(NamedTuple):
     """Whether it computes in bfloat16, as all trainings on a GPU do."""
     scores: bool = False
     """Whether a score takes the place of the logits."""
+    group: Group = ALONE
+
+    @property
+    def parts(self) -> int:
+        """Into how many weights, gradients and optimizer state are divided."""
+        return self.group.processes if self.group.shards else 1
 
     @property
     def dtype(self) -> str:
@@ -135,9 +159,46 @@ class Training(NamedTuple):
         return self.parameters if self.rank is None else self.model.adapter_weights(self.rank)
 
     @property
-    def weights(self) -> float:
-        """Bytes, with those of adapters, which are in 32 bits."""
+    def whole(self) -> float:
+        """Bytes of all weights, with those of adapters, which are in 32 bits."""
         return float(self.parameters * SIZES[self.dtype] + (4 * self.trained if self.rank is not None else 0))
+
+    @property
+    def weights(self) -> float:
+        """Bytes of the weights that a process holds. DeepSpeed has what is trained in 16 bits, and again in 32."""
+        return (self.whole + (2.0 * self.trained if self.group.shards == "zero3" else 0.0)) / self.parts
+
+    @property
+    def optimizer(self) -> float:
+        """Bytes of the optimizer's state that a process holds."""
+        return float(ADAM * self.trained) / self.parts
+
+    @property
+    def ends(self) -> int:
+        """Parameters of embeddings and head, which FSDP2 puts together at the start of a pass."""
+        return self.model.embeddings * (1 if self.model.tied or self.scores else 2)
+
+    @property
+    def layer(self) -> float:
+        """Parameters of a layer."""
+        return (self.parameters - self.ends) / self.model.layers
+
+    def together(self, layers: int) -> float:
+        """Bytes of weights that are whole in a pass, beside the parts: in 16 bits, with so many layers at a time."""
+        if not self.group.shards:
+            return 0.0
+        if self.group.shards == "zero3":
+            return 2.0 * min(self.parameters, LIVE)
+        return 2.0 * (self.ends + layers * self.layer)
+
+    def summed(self, parameters: float) -> float:
+        """Bytes of so many gradients on their way to the processes that hold them: in 16 bits, and in 32 to be sent.
+
+        DeepSpeed sends them in 16 bits, in buckets that are filled while others are sent.
+        """
+        if not self.group.shards:
+            return 0.0
+        return 4.0 * min(self.trained, BUCKET) if self.group.shards == "zero3" else 6.0 * min(self.trained, parameters)
 
     @property
     def copies(self) -> float:
@@ -146,7 +207,7 @@ class Training(NamedTuple):
         Embeddings that are not the head are not multiplied, and have none.
         """
         looked_up = 0 if self.model.tied and not self.scores else self.model.embeddings
-        return 2.0 * (self.parameters - looked_up) if self.gpu and self.rank is None else 0.0
+        return 2.0 * (self.parameters - looked_up) if self.gpu and self.rank is None and self.parts == 1 else 0.0
 
     @property
     def computed_size(self) -> int:
@@ -154,10 +215,12 @@ class Training(NamedTuple):
         return 2 if self.gpu else SIZES[self.dtype]
 
     def passes(self, rows: int, length: int, *, masked: bool = True) -> Pass:
-        """A pass of rows of so many tokens."""
-        return Pass(rows, length, self.dtype, self.gpu, masked)
+        """A pass of rows of so many tokens. What is in shards is put together in 16 bits."""
+        return Pass(rows, length, self.dtype if self.parts == 1 else "bfloat16", self.gpu, masked)
 
-    def step(self, work: Pass, logits: float, held: Mapping[str, float], *, accumulates: bool) -> Iterator[Moment]:
+    def step(
+        self, work: Pass, logits: float, held: Mapping[str, float], *, accumulates: bool, buckets: float = 0.0
+    ) -> Iterator[Moment]:
         """The worst moments of a step of the optimizer, from the second step on.
 
         Args:
@@ -165,15 +228,21 @@ class Training(NamedTuple):
             logits: bytes that the head and the loss take.
             held: what is in memory all the time.
             accumulates: whether a pass finds the gradients of earlier ones.
+            buckets: bytes in which all gradients go to other processes.
         """
         found = self.model.training(work, rank=self.rank, checkpointing=self.settings.gradient_checkpointing)
-        gradients = float(GRADIENT * self.trained)
-        before = {**held, "gradients": gradients if accumulates else 0.0}
+        gradients = float(GRADIENT * self.trained) / self.parts
+        held = {**held, "weights": held["weights"] + self.together(0)}
+        before = {**held, "gradients": buckets + (gradients if accumulates else 0.0)}
+        layers = {
+            "weights": held["weights"] - self.together(0) + self.together(2),  # the next one is fetched meanwhile
+            "gradients": before["gradients"] + self.summed(self.layer),
+        }
         # The embeddings' gradient comes last; it is added to what is there already, be it the head's.
-        twice = self.rank is None and (accumulates or (self.model.tied and not self.scores))
-        last = gradients + GRADIENT * self.model.embeddings * twice
+        twice = self.parts == 1 and self.rank is None and (accumulates or (self.model.tied and not self.scores))
+        last = buckets + gradients + GRADIENT * self.model.embeddings * twice + self.summed(self.ends)
         yield Moment("the loss", before | {"activations": found.kept, "logits": logits})
-        yield Moment("the backward pass", before | {"activations": found.most})
+        yield Moment("the backward pass", before | layers | {"activations": found.most})
         yield Moment("the last gradients", {**held, "gradients": last})
 
 
@@ -181,10 +250,14 @@ def by_trl(training: Training, settings: TrainingSettings, *, rows_each: int) ->
     """SFT, DPO (whose reference is read beforehand) or a reward model, of so many rows for each of a batch."""
     rows = settings.batch_size * rows_each
     logits = 0.0 if training.scores else fused_logits(training, rows * settings.max_length)
-    held = {"weights": training.weights, "optimizer": float(ADAM * training.trained)}
+    held = {"weights": training.weights, "optimizer": training.optimizer}
     accumulates = settings.gradient_accumulation > 1
     work = training.passes(rows, settings.max_length)
-    moments = [*training.step(work, logits, held, accumulates=accumulates), *_saving(training, held)]
+    buckets = float(GRADIENT * training.trained) if training.group.processes > training.parts else 0.0  # PyTorch's DDP
+    step = training.step(work, logits, held, accumulates=accumulates, buckets=buckets)
+    moments = [*step, *_saving(training, held)]
+    if training.parts > 1:
+        moments.append(Moment("before it is sharded", {"weights": training.whole}))
     return moments + ([scoring(training.model, settings.max_length)] if training.scores else [])
 
 
@@ -226,7 +299,8 @@ def drawing(
             to be one token longer.
     """
     model, size = training.model, 2 if together.autocast else SIZES[together.dtype]
-    held = {**held, "weights": held["weights"] + (training.copies if together.autocast else 0.0)}
+    copies = 2.0 * training.parameters if training.parts > 1 else training.copies
+    held = {**held, "weights": held["weights"] + (copies if together.autocast else 0.0)}
     cache = float(together.rows * (together.length + tokens) * model.cache(size))
     of_prompts = {"cache": cache} if in_place else {}
     reading = model.reading(together, cached=not in_place)
@@ -271,7 +345,7 @@ def by_grpo(
     return moments + ([_rewarding(model, settings.max_length, held, autocast=False)] if members else [])
 
 
-def by_ppo(
+def by_ppo(  # noqa: PLR0913 - all that it depends on
     model: Footprint,
     settings: ppo.Settings,
     *,
@@ -279,6 +353,7 @@ def by_ppo(
     members: int,
     beside: float,
     judge: Judge | None = None,
+    group: Group = ALONE,
 ) -> list[Moment]:
     """PPO: `training/ppo/networks.py` says which networks there are, and `update.py` that one has gradients at a time.
 
@@ -289,14 +364,15 @@ def by_ppo(
         members: reward models that are held.
         beside: bytes of what else is.
         judge: a labeler that rewards, whose weights are in `beside`.
+        group: what trains; PPO shards by FSDP2 alone, and adapters not at all.
     """
-    policy = Training(model, settings, gpu)
-    adapted = policy.rank is not None  # then one backbone is policy, reference and critic
-    critic = policy if adapted else Training(model, settings, gpu, scores=True)
+    adapted = settings.lora is not None  # then one backbone is policy, reference and critic
+    group = Group(group.processes, "fsdp2" if group.shards and not adapted else None)
+    policy = Training(model, settings, gpu, group=group)
+    critic = policy if adapted else Training(model, settings, gpu, scores=True, group=group)
     others = 4.0 * (critic.trained if adapted else model.weights + critic.parameters)
-    others += 4.0 * model.scorer_weights * members + beside
-    state = float(ADAM * (policy.trained + critic.trained))
-    held = {"weights": policy.weights, "optimizer": state, "other models": others}
+    others = (others + 4.0 * model.scorer_weights * members) / policy.parts + beside
+    held = {"weights": policy.weights, "optimizer": policy.optimizer + critic.optimizer, "other models": others}
     moments: list[Moment] = []
     if settings.sampler == "transformers":
         prompts = policy.passes(settings.sampling_batch_size, settings.max_prompt_tokens)
@@ -304,8 +380,8 @@ def by_ppo(
     moments += _judged(judge, held)
     length = settings.max_prompt_tokens + settings.max_tokens
     if members:  # under the autocast in which policy and critic have read the replies
-        copied = {**held, "weights": policy.weights + policy.copies + critic.copies}
-        moments.append(_rewarding(model, length, copied, autocast=gpu))
+        copied = {**held, "weights": policy.weights + policy.copies + critic.copies + critic.together(2)}
+        moments.append(_rewarding(model, length, copied, autocast=gpu, dtype=policy.passes(1, length).dtype))
     # Rows are padded on the right, where nothing attends to the padding.
     work = policy.passes(settings.batch_size, length, masked=False)
     accumulates = settings.gradient_accumulation > 1
@@ -324,10 +400,11 @@ def _judged(judge: Judge | None, held: Mapping[str, float]) -> Iterator[Moment]:
         yield Moment("the labeler scores replies", {**held, **judge(sum(held.values()))})
 
 
-def _rewarding(model: Footprint, length: int, held: Mapping[str, float], *, autocast: bool) -> Moment:
+def _rewarding(
+    model: Footprint, length: int, held: Mapping[str, float], *, autocast: bool, dtype: str = "float32"
+) -> Moment:
     """Reward models that score replies beside all else that is held, themselves included."""
-    activations = scoring(model, length, autocast=autocast).parts["activations"]
-    return Moment("scoring replies", {**held, "activations": activations})
+    return Moment("scoring replies", {**held, "activations": _scoring(model, length, dtype, autocast=autocast)})
 
 
 def ppo_logits(policy: Training, tokens: int) -> float:

@@ -7,7 +7,8 @@ sums. Where a stage does not fit, its settings are lowered until it does: first 
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
-from typing import Any, Final, NamedTuple
+from itertools import product
+from typing import Any, Final, Literal, NamedTuple
 
 from constitutional.engines.architecture import config_file
 from constitutional.engines.divergence import TOKENS_TOGETHER
@@ -16,13 +17,16 @@ from constitutional.engines.models import LOADED
 from constitutional.engines.settings import EngineSettings, ModelSettings, VllmSettings, role_settings
 from constitutional.runs import moments
 from constitutional.runs.context import trained
+from constitutional.runs.distributed import kind_of, processes_here
+from constitutional.runs.launch_settings import AccelerateSettings
 from constitutional.runs.machine import GIB, GPUS, Machine, named_gpu
-from constitutional.runs.moments import Moment, Training
+from constitutional.runs.moments import ALONE, Group, Moment, Training
 from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import adopted, dpo, grpo, online, ppo
 from constitutional.stages.prompts import SandboxPrompts
 from constitutional.training.footprint import SIZES, Footprint, Pass
+from constitutional.training.processes import shared
 from constitutional.training.reward_model import members
 from constitutional.training.rewards import OnlineSettings
 from constitutional.training.trl import LoraSettings
@@ -32,7 +36,7 @@ SHORTEST: Final = 256
 ADAPTERS: Final = LoraSettings(rank=64, alpha=128)
 """Those of the presets for models of some billion weights."""
 MOST_GPUS: Final = 8
-"""Of a machine, over which vLLM divides a model."""
+"""Of a machine, over which vLLM divides a model, and by which a model is trained in shards."""
 _SERVED: Final = ("generator", "critic", "labeler")
 """Roles that a server may play in the place of a model here."""
 
@@ -50,6 +54,8 @@ class StagePlan(NamedTuple):
     """Whose model it is; empty for the one that is trained."""
     lower: tuple[str, ...] = ()
     """Where it does not fit: settings with which it does; none where nothing is small enough."""
+    shards: tuple[str, ...] = ()
+    """Where it would fit with adapters at the most: with which words all weights are trained, on several such GPUs."""
     least: float = 0.0
     """Where nothing is small enough: what it needs with the smallest settings, in bytes."""
     host: float = 0.0
@@ -355,27 +361,54 @@ def _policy(config: RunConfig) -> Footprint:
 
 
 def _training(stage: str, config: RunConfig, machine: Machine) -> StagePlan:
-    """A stage that trains."""
+    """A stage that trains, in one process or in several, which share the rows of a step."""
+    here, group = _processes(stage, config, machine)
+    if here == group.processes == 1:
+        return _trained(stage, config, machine)
+    name = stage if stage in ("sft", "reward") else "algorithm"
+    whole: Any = getattr(config, name)
+    size, passes = shared(whole.batch_size, whole.gradient_accumulation, group.processes) or (1, 1)
+    own = whole.model_copy(update={"batch_size": size, "gradient_accumulation": passes})
+    found = _trained(stage, config.model_copy(update={name: own}), machine, group)
+    if machine.gpu:
+        return found._replace(note=f"{found.note}, on each of {group.processes} GPUs")
+    # They share the memory of a machine.
+    each = tuple(Moment(one.what, {part: here * size for part, size in one.parts.items()}) for one in found.moments)
+    return found._replace(note=f"{found.note}, in each of {here} processes", moments=each)
+
+
+def _processes(stage: str, config: RunConfig, machine: Machine) -> tuple[int, Group]:
+    """How many processes train a stage on a machine, and what they are with those of other machines."""
+    launch = config.launch
+    if not isinstance(launch, AccelerateSettings) or stage not in ("sft", "reward", "dpo", "ppo"):
+        return 1, ALONE
+    here, kinds = processes_here(launch), dict[str, Literal["fsdp2", "zero3"]](FSDP="fsdp2", DEEPSPEED="zero3")
+    return here, Group(here * launch.machines, kinds.get(kind_of(launch)) if machine.gpu else None)
+
+
+def _trained(stage: str, config: RunConfig, machine: Machine, group: Group = ALONE) -> StagePlan:
+    """What one of the processes takes."""
     model, gpu = _policy(config), machine.gpu
     if stage == "sft":
         sft = config.sft
-        found = moments.by_trl(Training(model, sft, gpu), sft, rows_each=1)
+        found = moments.by_trl(Training(model, sft, gpu, group=group), sft, rows_each=1)
         return StagePlan(stage, config.model.path, f"{sft.batch_size} rows of {sft.max_length} tokens", tuple(found))
     if stage == "reward":
         reward = config.reward
         rows = config.sample_pairs.samples if reward.pairs_together else 2
-        found = moments.by_trl(Training(model, reward, gpu, scores=True), reward, rows_each=rows)
+        training = Training(model, reward, gpu, scores=True, group=group)
+        found = moments.by_trl(training, reward, rows_each=rows)
         note = f"{reward.batch_size * rows} rows of {reward.max_length} tokens"
         return StagePlan(stage, config.model.path, note, tuple(found))
     algorithm = config.algorithm
     if isinstance(algorithm, dpo.Settings):
-        found = moments.by_trl(Training(model, algorithm, gpu), algorithm, rows_each=2)
+        found = moments.by_trl(Training(model, algorithm, gpu, group=group), algorithm, rows_each=2)
         if algorithm.margin == "reward_model":
             found.append(moments.scoring(model, algorithm.max_length))
         note = f"{2 * algorithm.batch_size} rows of {algorithm.max_length} tokens"
         return StagePlan(stage, config.model.path, note, tuple(found))
     assert not isinstance(algorithm, adopted.Settings), "which trains nothing"
-    return _online(algorithm, model, config, machine)
+    return _online(algorithm, model, config, machine, group)
 
 
 def _online(
@@ -383,16 +416,17 @@ def _online(
     model: Footprint,
     config: RunConfig,
     machine: Machine,
+    group: Group,
 ) -> StagePlan:
-    kinds = [row.kind for row in algorithm.rewards]
-    members = config.reward.members if "reward_model" in kinds else 0
+    kinds, members = [row.kind for row in algorithm.rewards], _members(config)
     labeler = _model("labeler", config.label.max_tokens, 1.0, config, machine) if "constitution" in kinds else None
     beside = labeler.resting(machine) if labeler else 0.0
     judge = partial(_judging, labeler, machine) if labeler and isinstance(labeler.settings, ModelSettings) else None
     if algorithm.sampler == "vllm":
         beside += algorithm.sampler_memory * (machine.memory if machine.gpu else 4 * GIB)
     if isinstance(algorithm, ppo.Settings):
-        found = moments.by_ppo(model, algorithm, gpu=machine.gpu, members=members, beside=beside, judge=judge)
+        gpu = machine.gpu
+        found = moments.by_ppo(model, algorithm, gpu=gpu, members=members, beside=beside, judge=judge, group=group)
         length = algorithm.max_prompt_tokens + algorithm.max_tokens
         drawn = algorithm.sampling_batch_size
     else:
@@ -409,13 +443,29 @@ def _judging(labeler: _Model, machine: Machine, held: float) -> Mapping[str, flo
 
 
 def _host(stage: str, config: RunConfig, machine: Machine) -> float:
-    """Bytes of the computer's own memory beside a GPU, as the model is saved or a labeler is loaded that rewards."""
+    """Bytes of the computer's own memory beside a GPU, as models are loaded, saved, or asked for rewards.
+
+    Loading takes less than saving, but that all processes of a machine load, where one of them saves.
+    """
     if not machine.gpu:
         return 0.0
     settings: Any = getattr(config, stage if stage in ("sft", "reward") else "algorithm")
-    saved = moments.saved_beside_gpu(Training(_policy(config), settings, gpu=True, scores=stage == "reward"))
+    here, group = _processes(stage, config, machine)
+    training = Training(_policy(config), settings, gpu=True, scores=stage == "reward")
     labeler = _model("labeler", 1, 1.0, config, machine) if online.asks_labeler(settings) else None
-    return max(saved, labeler.host(machine) if labeler else 0.0)
+    loaded = moments.beside_gpu(training.model, training.dtype)
+    if isinstance(settings, ppo.Settings) and group.shards and training.rank is None:
+        # All of PPO's networks, of which each process leaves itself its part.
+        alone = moments.by_ppo(training.model, settings, gpu=True, members=_members(config), beside=0.0)[-1].parts
+        loaded = alone["weights"] + alone["other models"]
+    saved = moments.saved_beside_gpu(training)
+    return max(saved, here * loaded if here > 1 else 0.0, labeler.host(machine) if labeler else 0.0)
+
+
+def _members(config: RunConfig) -> int:
+    """How many reward models an online training holds."""
+    rewards = config.algorithm.rewards if isinstance(config.algorithm, OnlineSettings) else ()
+    return config.reward.members if any(row.kind == "reward_model" for row in rewards) else 0
 
 
 # --- What to lower ---
@@ -436,8 +486,30 @@ def _lowered(planned: StagePlan, config: RunConfig, machine: Machine) -> StagePl
             least = min(least, last.peak.total)
             continue
         best = next(each for each in _batches(before, changes) if found(each).fits(machine))
-        return planned._replace(lower=tuple(_word(group, name, value) for name, value in best.items()))
-    return planned._replace(least=least)
+        words = tuple(_word(group, name, value) for name, value in best.items())
+        return planned._replace(
+            lower=words, shards=_in_shards(planned.stage, config, machine) if "lora" in best else ()
+        )
+    return planned._replace(least=least, shards=_in_shards(planned.stage, config, machine))
+
+
+def _in_shards(stage: str, config: RunConfig, machine: Machine) -> tuple[str, ...]:
+    """What to type for a training on as few such GPUs as its weights fit on in shards; nothing where none do."""
+    group = stage if stage in ("sft", "reward") else "algorithm"
+    before = getattr(config, group)
+    alone = not isinstance(config.launch, AccelerateSettings) and stage not in ("grpo", "rloo")
+    if not (machine.gpu and alone and before.lora is None):
+        return ()
+    for gpus, changes in product((2, 4, MOST_GPUS), ({}, {"gradient_checkpointing": True})):
+        launch = AccelerateSettings(processes=gpus, config="fsdp2")
+        if shared(before.batch_size, before.gradient_accumulation, gpus) is None:
+            continue
+        for words in _batches(before, changes):
+            changed = config.model_copy(update={group: before.model_copy(update=words), "launch": launch})
+            if _training(stage, changed, machine).fits(machine):
+                typed = (_word(group, name, value) for name, value in words.items())
+                return ("launch=accelerate_fsdp2", f"launch.processes={gpus}", *typed)
+    return ()
 
 
 def _gentler(settings: Any) -> Iterator[dict[str, Any]]:  # noqa: ANN401 - of a training
@@ -501,5 +573,6 @@ def refusals(plans: Iterable[StagePlan], machine: Machine) -> list[str]:
                 f"({planned.role or 'model'}.path=…), or a GPU with more memory{which}"
             )
             line += f", or let a server answer ({planned.role}=http)" if planned.role in _SERVED else ""
+        line += f"; or on several GPUs {' '.join(planned.shards)}" if planned.shards else ""
         said.append(line)
     return said

@@ -28,7 +28,7 @@ def rare_collections() -> Iterator[None]:
     `label` that was a third of the time.
     """
     before = gc.get_threshold()
-    gc.set_threshold(20_000, 20, 20)  # by default 700, 10, 10
+    gc.set_threshold(20_000, 20, 20)  # Python 3.11 has 700, 10, 10
     try:
         yield
     finally:

@@ -41,6 +41,7 @@ from constitutional.data.comparisons import HumanComparisons, check_pairs, read_
 from constitutional.data.evaluation import load_sets
 from constitutional.data.prompts import PromptSet
 from constitutional.data.verdicts import read_verdicts
+from constitutional.engines.architecture import config_file, read_config
 from constitutional.engines.base import Sampling
 from constitutional.engines.model_files import Recommended, model_folder, not_taken, recommended
 from constitutional.engines.settings import (
@@ -92,6 +93,7 @@ from constitutional.stages import adopted, critique_revise, evaluate, mix, onlin
 from constitutional.stages.prompts import FilePrompts, prompts_of
 from constitutional.stages.report import gather
 from constitutional.stages.report.page import render
+from constitutional.training.kernels import check_architecture
 from constitutional.training.reward_model import NORMALISATION, check_reward_model, has_members
 from constitutional.training.rewards import OnlineSettings
 from constitutional.training.tracking import check_installed
@@ -371,6 +373,8 @@ def _check_training(config: RunConfig) -> None:
         settings = getattr(config, name)
         if isinstance(settings, TrainingSettings):
             check_kernels(settings, name)
+            if settings.use_liger_kernel:
+                check_architecture(read_config(config_file(config.model.path, config.model.revision)).model_type)
         if name != "sft" and isinstance(settings, NetworkSettings):
             check_dropout(settings, name)
 
@@ -584,7 +588,7 @@ class Runner:
         """Do a stage's work here; or where `launch` says, which finishes the stage and returns what is known of it."""
         config, launch = self.run_context.config, self.run_context.config.launch
         if isinstance(launch, AccelerateSettings) and stage.trains:
-            distributed.make(stage, context, launch)
+            distributed.make(stage, context, launch, self.run_context.progress)
             return None
         if not (isinstance(launch, SlurmSettings) and self._needs_gpu(stage)):
             _do(stage, context)

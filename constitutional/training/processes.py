@@ -140,11 +140,21 @@ def gathered(gather: "Callable[[torch.Tensor], torch.Tensor]", rows: "torch.Tens
     return torch.cat([part[:count] for part, count in zip(torch.split(filled, max(counts)), counts, strict=True)])
 
 
-def leave_outputs(state: Any) -> None:  # noqa: ANN401 - accelerate's, which has no types
-    """Have FSDP2 leave what a network gives as it is: rounded to bfloat16, log-probabilities of replies lose a step."""
-    plugin = getattr(state, "fsdp_plugin", None)
-    if plugin and plugin.mixed_precision_policy:
-        plugin.mixed_precision_policy = replace(plugin.mixed_precision_policy, output_dtype=None)
+def compute_as_one(accelerator: Any) -> None:  # noqa: ANN401 - accelerate has no types
+    """Have FSDP2 round no more than one process does, and keep of a gradient this process's part alone.
+
+    Accelerate would round what a network gives to bfloat16, by which log-probabilities of replies lose a step, and add
+    gradients up in it; and until a step's last pass every process would hold all gradients whole.
+    """
+    import torch
+
+    plugin = getattr(accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    if policy := plugin.mixed_precision_policy:
+        plugin.mixed_precision_policy = replace(policy, reduce_dtype=torch.float32, output_dtype=None)
+    state = accelerator.gradient_state
+    state.plugin_kwargs = {**state.plugin_kwargs, "sync_each_batch": True}
 
 
 def in_shares(trainer: C) -> C:
@@ -168,7 +178,7 @@ def in_shares(trainer: C) -> C:
         def create_accelerator_and_postprocess(self) -> None:
             """Before anything is sharded: TRL shards DPO's reference as it is made."""
             super().create_accelerator_and_postprocess()
-            leave_outputs(self.accelerator.state)
+            compute_as_one(self.accelerator)
 
         def _prepare_input(self, data: Any) -> Any:  # noqa: ANN401
             """The inputs on this device, where DeepSpeed's would be rounded: soft labels, the reference's numbers."""

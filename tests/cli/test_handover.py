@@ -27,7 +27,7 @@ from constitutional.base.records import Message, Preference, Prompt
 from constitutional.cli.main import main
 from constitutional.constitution.file import load_constitution
 from constitutional.engines.settings import Budget
-from constitutional.runs import runner
+from constitutional.runs import handover, runner
 from constitutional.runs.compose import load
 from constitutional.runs.folder import USED, RunStore
 from constitutional.runs.handover import _goes_on
@@ -404,6 +404,24 @@ def test_what_cannot_be_handed_over_is_told(
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["notes.txt"]
     exported(first, "verl", tmp_path / "out", "--force")
     assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_a_folder_whose_export_was_stopped_is_finished_by_the_same_command(
+    first: RunStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    words, out = ["export", str(first.folder), "--to", "verl", "-o", str(tmp_path / "out")], tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(handover, "copy_model", stop)
+        assert main(words) == 130
+    assert capsys.readouterr().out == f"{out}: writing models, prompts and preferences\n"
+    assert not (out / "README.md").exists()
+    assert main(words) == 0
+    assert (out / "README.md").exists()
+    assert not (out / handover.UNFINISHED).exists()
+    assert "is there already" in refused(capsys, *words)
 
 
 def test_a_run_without_a_reward_model_says_what_to_type(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

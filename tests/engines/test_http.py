@@ -134,7 +134,7 @@ def test_with_three_faults_in_ten_every_item_is_done_or_marked_and_no_paid_reply
     marked = [answer for answer in answers if answer.failed]
     assert len(answers) == len(replied) + len(marked) == 400
     assert all(pairs[number][0].failed for number in HANGING)
-    assert all("within 6 s; the last " in answer.reason for answer in marked)
+    assert all("within 6 s; the last time: " in answer.reason for answer in marked)
     texts = {answer.text for answer in replied}
     assert len(texts) == len(replied) == kept  # none is doubled, and none is lost
     # On a busy machine, a reply may cross the deadline of its request, which is marked then.
@@ -218,7 +218,9 @@ def test_what_the_server_answered_is_told_where_the_deadline_cuts_the_next_try(m
     monkeypatch.setattr("constitutional.engines.http.back_off_s", lambda _tries: 0.01)
     with serving(lambda _body, number: chat("late", after_s=30) if number else error(500, "no room")) as server:
         (answer,) = engine(server, deadline_s=2.0).complete([question(0)])
-    assert answer.reason.startswith("no reply in 2 tries within 2 s; the last answer: ")
+    assert answer.reason.startswith(
+        "no reply in 2 tries within 2 s; the last time: no answer came in what was left of that, and before it: "
+    )
     assert "no room" in answer.reason
 
 

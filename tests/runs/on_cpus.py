@@ -8,8 +8,10 @@ import os
 import signal
 from typing import Any
 
+import torch
 from accelerate.state import AcceleratorState, PartialState  # type: ignore[import-untyped]
 from accelerate.utils import DistributedType  # type: ignore[import-untyped]
+from torch.distributed.fsdp import FSDPModule
 
 from constitutional.runs import distributed_child
 from constitutional.training import processes, trl
@@ -47,8 +49,30 @@ def arguments_in_bfloat16(kind: Any, *args: Any, **named: Any) -> Any:  # noqa: 
     return arguments_of(lambda **own: kind(**own | {"bf16": True}), *args, **named)
 
 
+def fit_in_parts(trainer: Any, *args: Any, **named: Any) -> trl.Fitted:  # noqa: ANN401
+    """Train, and see after each pass that of gradients this process holds its part, and that they are in 32 bits."""
+    made = trainer.training_step
+
+    def step(model: Any, *given: Any, **more: Any) -> Any:  # noqa: ANN401
+        loss = made(model, *given, **more)
+        groups = [
+            module._get_fsdp_state()._fsdp_param_group for module in model.modules() if isinstance(module, FSDPModule)
+        ]
+        assert groups, "nothing is in shards"
+        for group in filter(None, groups):
+            assert group._reduce_dtype in (None, torch.float32)
+            for weight in group.fsdp_params:
+                assert weight.unsharded_accumulated_grad is None
+                assert weight._unsharded_param.grad is None
+        return loss
+
+    if trainer.accelerator.distributed_type == DistributedType.FSDP:
+        trainer.training_step = step
+    return fit(trainer, *args, **named)
+
+
 def fit_and_be_killed(*args: Any, **named: Any) -> trl.Fitted:  # noqa: ANN401
-    fit(*args, **named)
+    fit_in_parts(*args, **named)
     processes.wait()
     os.kill(os.getpid(), signal.SIGKILL)
     raise AssertionError
@@ -58,6 +82,5 @@ if __name__ == "__main__":
     AcceleratorState.__init__ = begin_in_shards
     if BFLOAT16 in os.environ:
         trl.trl_arguments = arguments_in_bfloat16
-    if KILLED in os.environ:
-        trl.fit = fit_and_be_killed
+    trl.fit = fit_and_be_killed if KILLED in os.environ else fit_in_parts
     distributed_child.main()

@@ -92,6 +92,81 @@ def test_ppo_holds_four_networks_or_one_backbone(model: Path) -> None:
     assert saving.parts["other models"] == 4 * adapters + 4 * found.scorer_weights + backbone
 
 
+STEP = ("sft.batch_size=2", "sft.gradient_accumulation=4")
+"""Eight rows, of which each of four processes has two, in a pass."""
+
+
+def of_four(model: Path, kind: str, *words: str, machine: Machine = LARGE) -> dict[str, StagePlan]:
+    launched = (f"launch=accelerate{kind}", "launch.processes=4")
+    return planned([f"model.path={model}", *TINY[:2], *STEP, *launched, *(words or ("until=sft",))], machine)
+
+
+def test_each_of_four_processes_holds_all_weights_and_buckets_for_all_gradients(model: Path) -> None:
+    found = Footprint(model / "config.json")
+    row = of_four(model, "")["sft"]
+    assert row.note == "2 rows of 32 tokens, on each of 4 GPUs"
+    parts = moment(row, "the backward pass").parts
+    assert (parts["weights"], parts["optimizer"]) == (4 * found.weights, 8 * found.weights)
+    assert parts["gradients"] == 4 * found.weights  # the buckets; with one pass in a step, no pass finds gradients
+    own = 4 * found.embeddings if found.tied else 0
+    assert moment(row, "the last gradients").parts["gradients"] == 2 * 4 * found.weights + own
+
+
+def test_each_of_four_processes_holds_a_quarter_and_puts_together_a_layer_after_the_other(deep: Path) -> None:
+    count, layer, end = 55_566_848, (55_566_848 - 2 * 512_000) / 16, 512_000
+    row = of_four(deep, "_fsdp2")["sft"]
+    assert moment(row, "before it is sharded").parts == {"weights": 4 * count}
+    loss, backward = moment(row, "the loss").parts, moment(row, "the backward pass").parts
+    assert loss["weights"] == count + 2 * 2 * end  # embeddings and head in 16 bits
+    assert backward["weights"] == count + 2 * (2 * end + 2 * layer)
+    assert backward["gradients"] == 6 * layer
+    last = moment(row, "the last gradients").parts
+    assert (last["gradients"], last["optimizer"]) == (count + 6 * 2 * end, 2 * count)
+    # What is put together is in 16 bits as it is, of which autocast would make copies.
+    alone = planned([f"model.path={deep}", *TINY, "sft.batch_size=2", "sft.gradient_accumulation=1"])["sft"]
+    assert backward["activations"] < moment(alone, "the backward pass").parts["activations"] - count
+    deepspeed = moment(of_four(deep, "_zero3")["sft"], "the backward pass").parts
+    assert deepspeed["weights"] == (4 + 2) * count / 4 + 2 * count  # all of so few are whole at a time
+    assert deepspeed["gradients"] == 4 * count
+
+
+def test_ppo_is_sharded_but_for_the_policy_that_draws_and_for_adapters(deep: Path) -> None:
+    count, scorer = 55_566_848, 55_566_848 - 512_000 + 512
+    ppos = ("algorithm=ppo", "reward.members=2", "algorithm.max_prompt_tokens=16", "algorithm.max_tokens=8")
+    row = of_four(deep, "_zero3", *ppos)["ppo"]
+    drawing = moment(row, "drawing replies").parts
+    assert drawing["weights"] == count + 2 * count
+    assert drawing["other models"] == count + 3 * scorer
+    assert drawing["optimizer"] == 2 * (count + scorer)
+    # Every process reads policy, reference, critic and reward models.
+    assert row.host == 4 * 4 * (2 * count + 3 * scorer)
+    adapters = Footprint(deep / "config.json").adapter_weights(4)
+    adapted = of_four(deep, "_fsdp2", *ppos, "algorithm.lora={rank: 4}")["ppo"]
+    assert moment(adapted, "saving").parts["weights"] == 2 * count + 4 * adapters
+
+
+def test_processes_on_a_cpu_share_its_memory(model: Path) -> None:
+    cpu = Machine("cpu", 1000 * GIB, gpu=False)
+    one = planned([f"model.path={model}", *TINY, "sft.batch_size=2", "sft.gradient_accumulation=1"], cpu)["sft"]
+    four = of_four(model, "", machine=cpu)["sft"]
+    assert four.note == "2 rows of 32 tokens, in each of 4 processes"
+    assert moment(four, "the backward pass").parts["weights"] == 4 * moment(one, "the backward pass").parts["weights"]
+    assert moment(four, "the loss").parts["activations"] == 4 * moment(one, "the loss").parts["activations"]
+
+
+def test_what_fits_with_adapters_alone_says_on_how_many_gpus_all_weights_fit(deep: Path) -> None:
+    count = 55_566_848
+    words = [f"model.path={deep}", *TINY, *STEP, "until=sft"]
+    small = gpu_with(13.0 * count)  # 16 bytes for each weight are needed
+    row = planned(words, small)["sft"]
+    assert not row.fits(small)
+    assert "lora" in " ".join(row.lower)
+    assert row.shards[:2] == ("launch=accelerate_fsdp2", "launch.processes=2")
+    assert planned([*words, *row.shards], small)["sft"].fits(small)
+    (line,) = refusals([row], small)
+    assert line.endswith(f"; or on several GPUs {' '.join(row.shards)}")
+
+
 def test_replies_need_keys_and_values_for_what_is_written_and_for_what_waits(model: Path) -> None:
     found = Footprint(model / "config.json")
     row = moments.answering(found, "bfloat16", 8, 100, 50)

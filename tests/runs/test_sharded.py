@@ -17,7 +17,17 @@ from constitutional.runs import distributed
 from constitutional.runs.folder import RunStore
 from constitutional.runs.settings import RunConfig
 from tests.runs.on_cpus import BFLOAT16, KILLED
-from tests.runs.test_distributed import break_off, children, compare, config_of, once, start, without
+from tests.runs.test_distributed import (
+    TOLERANCE,
+    break_off,
+    children,
+    compare,
+    config_of,
+    once,
+    start,
+    weights,
+    without,
+)
 from tests.scripted_run import constitution
 from tests.tiny import tiny_model
 
@@ -90,6 +100,28 @@ def test_a_part_of_an_epoch_that_is_done_is_not_trained_on_further_in_shards(
     assert store.training_logs("sft") == whole.training_logs("sft")
     assert store.stages["sft"].summary["steps"] == whole.stages["sft"].summary["steps"]
     assert digest_of(store.artifact("sft_model")) == digest_of(whole.artifact("sft_model"))
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_gradients_of_a_steps_passes_are_added_up_in_parts(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, bfloat16: bool
+) -> None:
+    """After each pass `on_cpus.py` looks at what a process holds."""
+
+    def trained(name: str, *launched: str) -> RunStore:
+        (tmp_path / name).mkdir()
+        constitution(tmp_path / name)
+        words = ("name=dpo", "sft.batch_size=1", "sft.gradient_accumulation=4", *launched)
+        return start(config_of(tmp_path / name, model, "sft", *words))[0]
+
+    if bfloat16:
+        monkeypatch.setenv(BFLOAT16, "1")
+    alone, shared = trained("alone"), trained("shared", *by("fsdp2"))
+    assert alone.stages["sft"].summary["steps"] == shared.stages["sft"].summary["steps"] > 1
+    if not bfloat16:
+        began, expected, found = map(weights, (model, alone.artifact("sft_model"), shared.artifact("sft_model")))
+        moved = max(float((expected[name] - weight).abs().max()) for name, weight in began.items())
+        assert max(float((expected[name] - weight).abs().max()) for name, weight in found.items()) <= TOLERANCE * moved
 
 
 class Number(NamedTuple):

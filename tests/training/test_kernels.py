@@ -109,10 +109,12 @@ def test_a_model_that_liger_does_not_know_is_refused(model: Path, monkeypatch: p
 
     stand_in(monkeypatch, refuse)
     policy: Any = load_model(model)[0]
-    known = r"^use_liger_kernel=true: Liger has no kernels for LlamaForCausalLM \(model type llama\): The model must be"
+    known = (
+        r"^use_liger_kernel=true: Liger has no kernels for models of type llama, as a LlamaForCausalLM: The model must"
+    )
     with pytest.raises(ConfigurationError, match=known), liger_kernels(policy):
         pass
     policy.config = SimpleNamespace(model_type="mamba")
-    unknown = r"\(model type mamba\); type sft\., reward\. or algorithm\.use_liger_kernel=false, whichever"
+    unknown = r"for models of type mamba; type sft\., reward\. or algorithm\.use_liger_kernel=false, whichever"
     with pytest.raises(ConfigurationError, match=unknown), liger_kernels(policy):
         pass

@@ -40,15 +40,18 @@ def write_checkpoint(
         **{name: {key: weight.detach() for key, weight in own.items()} for name, own in weights.items()},
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    content = put_together(content, keep=processes.is_main())
-    if not processes.is_main():
+    partial, writes = folder.with_name(f".{folder.name}.partial"), processes.is_main()
+    if writes:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        (partial / STATE).write_text(json.dumps(dict(state), indent=2))
+    for name, parts in content.items():  # one file's tensors at a time are whole in the machine's memory
+        whole = put_together(parts, keep=writes)
+        if writes:
+            torch.save(whole, partial / f"{name}.pt")
+        del whole
+    if not writes:
         return
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    (partial / STATE).write_text(json.dumps(dict(state), indent=2))
-    for name, kept in content.items():
-        torch.save(kept, partial / f"{name}.pt")
     _, keys, *rest = np.random.get_state()  # noqa: NPY002 - reward functions of others may draw from it
     version, numbers, gauss = random.getstate()
     states = {

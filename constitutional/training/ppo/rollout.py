@@ -59,7 +59,8 @@ class Sampler(Protocol):
         """Take over the policy's weights as they are now; the replies of this phase are drawn by them.
 
         Args:
-            policy: the model that is trained, ready to act.
+            policy: the model that is trained, ready to act. Of one in shards `named_parameters()` are whole until the
+                phase's replies are drawn; `state_dict()` puts it back into parts, and is not to be called.
             phase: its number, from 0.
         """
 
