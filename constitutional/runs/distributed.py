@@ -123,8 +123,18 @@ def check(config: RunConfig) -> None:
     if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
         advice = "type pip install '.[zero3]', or launch=accelerate_fsdp2"
         raise ConfigurationError(f"launch.config={launch.config} needs DeepSpeed, which is not installed; {advice}")
-    _check_sharding(launch, content, ppo=config.algorithm.kind == "ppo")
     _check_precision(launch, content)
+    check_settings(config, launch)
+
+
+def check_settings(config: RunConfig, launch: AccelerateSettings) -> None:
+    """Refuse what several processes can train on no machine.
+
+    Raises:
+        ConstitutionalError: says what to type.
+    """
+    total = processes_here(launch) * launch.machines
+    _check_sharding(launch, _content(launch), ppo=config.algorithm.kind == "ppo")
     _check_algorithm(config)
     steps: dict[str, StepSettings] = {"sft": config.sft, "reward": config.reward}
     if not isinstance(config.algorithm, adopted.Settings):  # which was trained elsewhere

@@ -18,7 +18,8 @@ class AccelerateSettings(Frozen):
 
     A step of the optimizer holds as many rows as in one process: the processes share them. With several machines the
     same command is typed on all of them, with another `machine_rank`; the run's folder, the models and the installation
-    lie under the same paths.
+    lie under the same paths. `launch=accelerate_fsdp2` and `launch=accelerate_zero3` are this with `config=fsdp2` and
+    `config=zero3`.
     """
 
     kind: Literal["accelerate"] = "accelerate"

@@ -17,7 +17,7 @@ from constitutional.engines.models import LOADED
 from constitutional.engines.settings import EngineSettings, ModelSettings, VllmSettings, role_settings
 from constitutional.runs import moments
 from constitutional.runs.context import trained
-from constitutional.runs.distributed import kind_of, processes_here
+from constitutional.runs.distributed import check_settings, kind_of, processes_here
 from constitutional.runs.launch_settings import AccelerateSettings
 from constitutional.runs.machine import GIB, GPUS, Machine, named_gpu
 from constitutional.runs.moments import ALONE, Group, Moment, Training
@@ -81,9 +81,11 @@ def plan(config: RunConfig, machine: Machine, told: Callable[[str], None] = lamb
         told: of each stage before it is planned.
 
     Raises:
-        ConfigurationError: a model's configuration is not there.
+        ConfigurationError: a model's configuration is not there, or processes cannot train as they are told to.
         ModelError: it is of no model that transformers knows.
     """
+    if isinstance(config.launch, AccelerateSettings):
+        check_settings(config, config.launch)
     plans: list[StagePlan] = []
     held: OrderedDict[object, _Model] = OrderedDict()
     for stage in up_to(config.until, outline(config)):
@@ -367,8 +369,9 @@ def _training(stage: str, config: RunConfig, machine: Machine) -> StagePlan:
         return _trained(stage, config, machine)
     name = stage if stage in ("sft", "reward") else "algorithm"
     whole: Any = getattr(config, name)
-    size, passes = shared(whole.batch_size, whole.gradient_accumulation, group.processes) or (1, 1)
-    own = whole.model_copy(update={"batch_size": size, "gradient_accumulation": passes})
+    share = shared(whole.batch_size, whole.gradient_accumulation, group.processes)
+    assert share is not None, "which is checked before"
+    own = whole.model_copy(update=dict(zip(("batch_size", "gradient_accumulation"), share, strict=True)))
     found = _trained(stage, config.model_copy(update={name: own}), machine, group)
     if machine.gpu:
         return found._replace(note=f"{found.note}, on each of {group.processes} GPUs")

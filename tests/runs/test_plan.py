@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from constitutional.base.errors import UsageError
+from constitutional.base.errors import ConfigurationError, UsageError
 from constitutional.cli.main import main
 from constitutional.runs import moments
 from constitutional.runs.compose import compose
@@ -143,6 +143,13 @@ def test_ppo_is_sharded_but_for_the_policy_that_draws_and_for_adapters(deep: Pat
     adapters = Footprint(deep / "config.json").adapter_weights(4)
     adapted = of_four(deep, "_fsdp2", *ppos, "algorithm.lora={rank: 4}")["ppo"]
     assert moment(adapted, "saving").parts["weights"] == 2 * count + 4 * adapters
+
+
+def test_rows_that_processes_cannot_share_are_refused_as_by_a_run(model: Path) -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"are 6 rows in a step, which 4 .*; type sft\.batch_size=4, or launch\."
+    ):
+        of_four(model, "", "until=sft", "sft.batch_size=3", "sft.gradient_accumulation=2")
 
 
 def test_processes_on_a_cpu_share_its_memory(model: Path) -> None:
