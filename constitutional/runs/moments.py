@@ -111,7 +111,7 @@ def _scoring(model: Footprint, length: int, dtype: str, *, autocast: bool) -> fl
 # --- A model that is trained ---
 
 
-class Group(NamedTuple):
+class TrainingGroup(NamedTuple):
     """Processes that train together, a GPU for each."""
 
     processes: int = 1
@@ -119,7 +119,7 @@ class Group(NamedTuple):
     """Who gives each of them a part of weights, gradients and optimizer state; None where each holds all."""
 
 
-ALONE: Final = Group()
+ALONE: Final = TrainingGroup()
 
 
 class Training(NamedTuple):
@@ -131,7 +131,7 @@ class Training(NamedTuple):
     """Whether it computes in bfloat16, as all trainings on a GPU do."""
     scores: bool = False
     """Whether a score takes the place of the logits."""
-    group: Group = ALONE
+    group: TrainingGroup = ALONE
 
     @property
     def parts(self) -> int:
@@ -353,7 +353,7 @@ def by_ppo(  # noqa: PLR0913 - all that it depends on
     members: int,
     beside: float,
     judge: Judge | None = None,
-    group: Group = ALONE,
+    group: TrainingGroup = ALONE,
 ) -> list[Moment]:
     """PPO: `training/ppo/networks.py` says which networks there are, and `update.py` that one has gradients at a time.
 
@@ -367,7 +367,7 @@ def by_ppo(  # noqa: PLR0913 - all that it depends on
         group: what trains; PPO shards by FSDP2 alone, and adapters not at all.
     """
     adapted = settings.lora is not None  # then one backbone is policy, reference and critic
-    group = Group(group.processes, "fsdp2" if group.shards and not adapted else None)
+    group = TrainingGroup(group.processes, "fsdp2" if group.shards and not adapted else None)
     policy = Training(model, settings, gpu, group=group)
     critic = policy if adapted else Training(model, settings, gpu, scores=True, group=group)
     others = 4.0 * (critic.trained if adapted else model.weights + critic.parameters)

@@ -20,7 +20,7 @@ from constitutional.runs.context import trained
 from constitutional.runs.distributed import check_settings, kind_of, processes_here
 from constitutional.runs.launch_settings import AccelerateSettings
 from constitutional.runs.machine import GIB, GPUS, Machine, named_gpu
-from constitutional.runs.moments import ALONE, Group, Moment, Training
+from constitutional.runs.moments import ALONE, Moment, Training, TrainingGroup
 from constitutional.runs.pipeline import outline, up_to
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import adopted, dpo, grpo, online, ppo
@@ -380,16 +380,16 @@ def _training(stage: str, config: RunConfig, machine: Machine) -> StagePlan:
     return found._replace(note=f"{found.note}, in each of {here} processes", moments=each)
 
 
-def _processes(stage: str, config: RunConfig, machine: Machine) -> tuple[int, Group]:
+def _processes(stage: str, config: RunConfig, machine: Machine) -> tuple[int, TrainingGroup]:
     """How many processes train a stage on a machine, and what they are with those of other machines."""
     launch = config.launch
     if not isinstance(launch, AccelerateSettings) or stage not in ("sft", "reward", "dpo", "ppo"):
         return 1, ALONE
     here, kinds = processes_here(launch), dict[str, Literal["fsdp2", "zero3"]](FSDP="fsdp2", DEEPSPEED="zero3")
-    return here, Group(here * launch.machines, kinds.get(kind_of(launch)) if machine.gpu else None)
+    return here, TrainingGroup(here * launch.machines, kinds.get(kind_of(launch)) if machine.gpu else None)
 
 
-def _trained(stage: str, config: RunConfig, machine: Machine, group: Group = ALONE) -> StagePlan:
+def _trained(stage: str, config: RunConfig, machine: Machine, group: TrainingGroup = ALONE) -> StagePlan:
     """What one of the processes takes."""
     model, gpu = _policy(config), machine.gpu
     if stage == "sft":
@@ -419,7 +419,7 @@ def _online(
     model: Footprint,
     config: RunConfig,
     machine: Machine,
-    group: Group,
+    group: TrainingGroup,
 ) -> StagePlan:
     kinds, members = [row.kind for row in algorithm.rewards], _members(config)
     labeler = _model("labeler", config.label.max_tokens, 1.0, config, machine) if "constitution" in kinds else None
