@@ -10,6 +10,7 @@ from functools import lru_cache, partial
 from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
+from constitutional.base.errors import ConstitutionalError
 from constitutional.engines.architecture import config_file
 from constitutional.engines.divergence import TOKENS_TOGETHER
 from constitutional.engines.local import MOST_ON_CPU, MOST_ON_GPU, USUAL_TOKENS, batch_beside
@@ -362,12 +363,17 @@ def _policy(config: RunConfig) -> Footprint:
     return footprint(config.model.path, config.model.revision)
 
 
+def _settings_of(stage: str) -> str:
+    """The group of settings of a stage that trains."""
+    return stage if stage in ("sft", "reward") else "algorithm"
+
+
 def _training(stage: str, config: RunConfig, machine: Machine) -> StagePlan:
     """A stage that trains, in one process or in several, which share the rows of a step."""
     here, group = _processes(stage, config, machine)
     if here == group.processes == 1:
         return _trained(stage, config, machine)
-    name = stage if stage in ("sft", "reward") else "algorithm"
+    name = _settings_of(stage)
     whole: Any = getattr(config, name)
     share = shared(whole.batch_size, whole.gradient_accumulation, group.processes)
     assert share is not None, "which is checked before"
@@ -452,7 +458,7 @@ def _host(stage: str, config: RunConfig, machine: Machine) -> float:
     """
     if not machine.gpu:
         return 0.0
-    settings: Any = getattr(config, stage if stage in ("sft", "reward") else "algorithm")
+    settings: Any = getattr(config, _settings_of(stage))
     here, group = _processes(stage, config, machine)
     training = Training(_policy(config), settings, gpu=True, scores=stage == "reward")
     labeler = _model("labeler", 1, 1.0, config, machine) if online.asks_labeler(settings) else None
@@ -476,7 +482,7 @@ def _members(config: RunConfig) -> int:
 
 def _lowered(planned: StagePlan, config: RunConfig, machine: Machine) -> StagePlan:
     """The plan of a training that does not fit, with settings with which it does."""
-    group = planned.stage if planned.stage in ("sft", "reward") else "algorithm"
+    group = _settings_of(planned.stage)
     before, least = getattr(config, group), planned.peak.total
 
     def found(changes: Mapping[str, Any]) -> StagePlan:
@@ -498,14 +504,16 @@ def _lowered(planned: StagePlan, config: RunConfig, machine: Machine) -> StagePl
 
 def _in_shards(stage: str, config: RunConfig, machine: Machine) -> tuple[str, ...]:
     """What to type for a training on as few such GPUs as its weights fit on in shards; nothing where none do."""
-    group = stage if stage in ("sft", "reward") else "algorithm"
+    group = _settings_of(stage)
     before = getattr(config, group)
-    alone = not isinstance(config.launch, AccelerateSettings) and stage not in ("grpo", "rloo")
+    alone = not isinstance(config.launch, AccelerateSettings)
     if not (machine.gpu and alone and before.lora is None):
         return ()
     for gpus, changes in product((2, 4, MOST_GPUS), ({}, {"gradient_checkpointing": True})):
         launch = AccelerateSettings(processes=gpus, config="fsdp2")
-        if shared(before.batch_size, before.gradient_accumulation, gpus) is None:
+        try:
+            check_settings(config, launch)
+        except ConstitutionalError:
             continue
         for words in _batches(before, changes):
             changed = config.model_copy(update={group: before.model_copy(update=words), "launch": launch})

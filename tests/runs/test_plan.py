@@ -170,6 +170,9 @@ def test_what_fits_with_adapters_alone_says_on_how_many_gpus_all_weights_fit(dee
     assert "lora" in " ".join(row.lower)
     assert row.shards[:2] == ("launch=accelerate_fsdp2", "launch.processes=2")
     assert planned([*words, *row.shards], small)["sft"].fits(small)
+    assert (
+        planned([*words, "algorithm=grpo", "algorithm.max_tokens=8"], small)["sft"].shards == ()
+    )  # which trains in one process
     (line,) = refusals([row], small)
     assert line.endswith(f"; or on several GPUs {' '.join(row.shards)}")
 
