@@ -42,7 +42,7 @@ def _adopt(arguments: argparse.Namespace) -> None:
     from constitutional.runs import former
     from constitutional.runs.compose import compose, freeze, load, validated
     from constitutional.runs.folder import RunStore
-    from constitutional.runs.launch_settings import AccelerateSettings
+    from constitutional.runs.launch_settings import alone
     from constitutional.runs.status import outdated
     from constitutional.runs.sweeps import quoted
     from constitutional.stages import adopted
@@ -72,9 +72,9 @@ def _adopt(arguments: argparse.Namespace) -> None:
             "digest": digest_of(arguments.policy),
         }
     }
-    if isinstance(config.launch, AccelerateSettings) and "reward_model" in store.artifacts():
+    if "reward_model" in store.artifacts():
         # Nothing is left to train, and this machine need not be one that could.
-        changes["launch"] = {"kind": "here"}
+        changes["launch"] = alone(config.launch).model_dump(mode="json")
     config = freeze(validated(config.model_dump(mode="json") | changes))
     for row in former.deciding(load(store.folder), config):
         if row.key.partition(".")[0] not in _OWN:

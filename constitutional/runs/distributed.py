@@ -15,10 +15,11 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -35,7 +36,7 @@ from constitutional.engines.settings import Budget, HttpSettings, RayClusterSett
 from constitutional.engines.spending import Calls
 from constitutional.runs.context import RunStageContext
 from constitutional.runs.folder import RunStore, read_manifest
-from constitutional.runs.launch_settings import AccelerateSettings
+from constitutional.runs.launch_settings import AccelerateSettings, JobAccelerateSettings, together
 from constitutional.runs.manifest import Failure
 from constitutional.runs.outputs import CHECKPOINTS, LOCK, is_locked, now
 from constitutional.runs.pipeline import Stage, outline, up_to
@@ -100,31 +101,68 @@ def check(config: RunConfig) -> None:
     Raises:
         ConstitutionalError: says what to type.
     """
-    launch = config.launch
-    if not isinstance(launch, AccelerateSettings):
+    launch = together(config.launch)
+    if launch is None:
         return
-    content = _content(launch)
-    kind = str(content["distributed_type"])
-    if kind in SHARDING and not _gpus():
+    if _in_job(launch):
+        _check_package(launch)
+    else:
+        check_machine(launch)
+    check_settings(config, launch)
+
+
+def check_machine(launch: AccelerateSettings) -> None:
+    """Refuse processes that this machine cannot start.
+
+    Raises:
+        ConstitutionalError: says what to type.
+    """
+    content, gpus, key = _content(launch), _gpus(), _processes_key(launch)
+    if content["distributed_type"] in SHARDING and not gpus:
+        whole = "launch.config=ddp" if _in_job(launch) else "launch=accelerate launch.processes=2"
         raise ConfigurationError(
-            f"launch.config={launch.config} shards weights over GPUs, and this machine has none; type "
-            "launch=accelerate launch.processes=2"
+            f"launch.config={launch.config} shards weights over GPUs, and {_machine(launch)} has none; type {whole}"
         )
     total = processes_here(launch) * launch.machines
     if total == 1:
-        more = "" if _gpus() == 1 else ", or launch.processes=2"
-        raise ConfigurationError(f"launch.processes=1 starts no second process; type launch=here{more}")
-    if 0 < _gpus() < processes_here(launch):
-        most = f"launch.processes={_gpus()}" if _gpus() * launch.machines > 1 else "launch=here"
+        more = "" if gpus == 1 else f", or {key}=2"
+        raise ConfigurationError(f"{key}=1 starts no second process; type {_alone(launch)}{more}")
+    if 0 < gpus < processes_here(launch):
+        most = f"{key}={gpus}" if gpus * launch.machines > 1 else _alone(launch)
         raise ConfigurationError(
-            f"launch.processes={launch.processes} are more than this machine's {counted(_gpus(), 'GPU')}, of which no "
-            f"two processes can have one; type {most}"
+            f"{key}={launch.processes} are more than the {counted(gpus, 'GPU')} of {_machine(launch)}, of which no two "
+            f"processes can have one; type {most}"
         )
-    if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
-        advice = "type pip install '.[zero3]', or launch=accelerate_fsdp2"
-        raise ConfigurationError(f"launch.config={launch.config} needs DeepSpeed, which is not installed; {advice}")
+    _check_package(launch)
     _check_precision(launch, content)
-    check_settings(config, launch)
+
+
+def _check_package(launch: AccelerateSettings) -> None:
+    if kind_of(launch) == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        advice = f"type pip install '.[zero3]', or {_FSDP2[_in_job(launch)]}"
+        raise ConfigurationError(f"launch.config={launch.config} needs DeepSpeed, which is not installed; {advice}")
+
+
+_FSDP2: Final = {True: "launch.config=fsdp2", False: "launch=accelerate_fsdp2"}
+"""What to type for it in jobs, and otherwise."""
+
+
+def _in_job(launch: AccelerateSettings) -> bool:
+    return isinstance(launch, JobAccelerateSettings)
+
+
+def _processes_key(launch: AccelerateSettings) -> str:
+    """The setting that says how many processes a machine starts."""
+    return "launch.gpus_per_node" if _in_job(launch) else "launch.processes"
+
+
+def _alone(launch: AccelerateSettings) -> str:
+    """What to type for one process."""
+    return "launch.config=null" if _in_job(launch) else "launch=here"
+
+
+def _machine(launch: AccelerateSettings) -> str:
+    return f"the job's node {socket.gethostname()}" if _in_job(launch) else "this machine"
 
 
 def check_settings(config: RunConfig, launch: AccelerateSettings) -> None:
@@ -135,7 +173,7 @@ def check_settings(config: RunConfig, launch: AccelerateSettings) -> None:
     """
     total = processes_here(launch) * launch.machines
     _check_sharding(launch, _content(launch), ppo=config.algorithm.kind == "ppo")
-    _check_algorithm(config)
+    _check_algorithm(config, launch)
     steps: dict[str, StepSettings] = {"sft": config.sft, "reward": config.reward}
     if not isinstance(config.algorithm, adopted.Settings):  # which was trained elsewhere
         steps["algorithm"] = config.algorithm
@@ -147,25 +185,26 @@ def check_settings(config: RunConfig, launch: AccelerateSettings) -> None:
             raise ConfigurationError(
                 f"{key}.batch_size={size} by {key}.gradient_accumulation={passes} are {size * passes} rows in a step, "
                 f"which {total} processes cannot have in equal parts; type {key}.batch_size={-(-size // total) * total}"
-                + (f", or launch.processes={fewer}" if fewer else "")
+                + (f", or {_processes_key(launch)}={fewer}" if fewer else "")
             )
 
 
-def _check_algorithm(config: RunConfig) -> None:
+def _check_algorithm(config: RunConfig, launch: AccelerateSettings) -> None:
     algorithm = config.algorithm
+    typed = f"launch.config={launch.config}" if _in_job(launch) else "launch=accelerate"
     if isinstance(algorithm, grpo.Settings):
         raise ConfigurationError(
-            f"launch=accelerate trains sft, reward, dpo and ppo; algorithm={algorithm.kind} takes one process; type "
-            "launch=here, or algorithm=ppo"
+            f"{typed} trains sft, reward, dpo and ppo; algorithm={algorithm.kind} takes one process; type "
+            f"{_alone(launch)}, or algorithm=ppo"
         )
     if getattr(algorithm, "sampler", "") == "vllm":
         raise ConfigurationError(
-            "algorithm.sampler=vllm draws for one process; with launch=accelerate type algorithm.sampler=transformers, "
+            f"algorithm.sampler=vllm draws for one process; with {typed} type algorithm.sampler=transformers, "
             "with which every process draws its share"
         )
     if not online.asks_labeler(algorithm):
         return
-    if isinstance(config.launch, AccelerateSettings) and config.launch.machines > 1:
+    if launch.machines > 1:
         raise ConfigurationError(
             "the labeler's rewards are kept in one journal, which is for one machine at a time; train on one machine, "
             "or leave the reward `constitution` out of algorithm.rewards"
@@ -173,7 +212,7 @@ def _check_algorithm(config: RunConfig) -> None:
     if isinstance(config.cluster, RayClusterSettings) and not isinstance(config.labeler, HttpSettings):
         raise ConfigurationError(
             "with cluster=ray every process of the training that the labeler rewards would join the cluster and start "
-            "actors of its own; type launch=here, or cluster=none, which changes no result, or labeler=http"
+            f"actors of its own; type {_alone(launch)}, or cluster=none, which changes no result, or labeler=http"
         )
     if isinstance(config.labeler, VllmSettings):
         raise ConfigurationError(
@@ -182,8 +221,8 @@ def _check_algorithm(config: RunConfig) -> None:
         )
     if {config.budget, getattr(config.labeler, "budget", Budget())} != {Budget()}:
         raise ConfigurationError(
-            "a budget is kept by one process, and with launch=accelerate several ask the labeler for rewards; type "
-            "launch=here, or leave the budget out"
+            f"a budget is kept by one process, and with {typed} several ask the labeler for rewards; type "
+            f"{_alone(launch)}, or leave the budget out"
         )
 
 
@@ -437,11 +476,7 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
         request = _request(config.run_folder)
         if request is not None and request.start != seen:
             seen = request.start
-            progress.say(f"{request.stage}: training along, with {counted(processes_here(launch), 'process')}")
-            code = _launch(request, launch)
-            if code:
-                log = request.folder / PROCESSES / f"log_{launch.machine_rank}.txt"
-                progress.say(f"{request.stage}: the processes here ended with exit code {code}; {log} says more")
+            _train_along(request, launch, progress)
         elif not held and (begun or impatient):
             if store := _finished(config, stages):
                 progress.say(f"run {config.name} is done")
@@ -457,6 +492,30 @@ def join(config: RunConfig, progress: Progress) -> RunStore:
                 progress.say(f"run {config.name}: machine 0 has stopped; waiting until its command is typed again")
             told = begun
         time.sleep(POLL_S)
+
+
+def train_along(run_folder: Path, launch: JobAccelerateSettings, progress: Progress, ended: Callable[[], bool]) -> None:
+    """On another node of a job than the first: train along until the first one's task has ended.
+
+    Raises:
+        ConstitutionalError: this node cannot train along.
+    """
+    check_machine(launch)
+    progress.say(f"waiting for {launch.main_address} to train, as node {launch.machine_rank} of {launch.machines}")
+    seen = ""
+    while not ended():
+        request = _request(run_folder)
+        if request is not None and request.start != seen:
+            seen = request.start
+            _train_along(request, launch, progress)
+        time.sleep(POLL_S)
+
+
+def _train_along(request: TrainingRequest, launch: AccelerateSettings, progress: Progress) -> None:
+    progress.say(f"{request.stage}: training along, with {counted(processes_here(launch), 'process')}")
+    if code := _launch(request, launch):
+        log = request.folder / PROCESSES / f"log_{launch.machine_rank}.txt"
+        progress.say(f"{request.stage}: the processes here ended with exit code {code}; {log} says more")
 
 
 def _request(run_folder: Path) -> TrainingRequest | None:

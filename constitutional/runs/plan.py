@@ -19,7 +19,7 @@ from constitutional.engines.settings import EngineSettings, ModelSettings, VllmS
 from constitutional.runs import moments
 from constitutional.runs.context import trained
 from constitutional.runs.distributed import check_settings, kind_of, processes_here
-from constitutional.runs.launch_settings import AccelerateSettings
+from constitutional.runs.launch_settings import AccelerateSettings, together
 from constitutional.runs.machine import GIB, GPUS, Machine, named_gpu
 from constitutional.runs.moments import ALONE, Moment, Training, TrainingGroup
 from constitutional.runs.pipeline import outline, up_to
@@ -85,8 +85,8 @@ def plan(config: RunConfig, machine: Machine, told: Callable[[str], None] = lamb
         ConfigurationError: a model's configuration is not there, or processes cannot train as they are told to.
         ModelError: it is of no model that transformers knows.
     """
-    if isinstance(config.launch, AccelerateSettings):
-        check_settings(config, config.launch)
+    if launch := together(config.launch):
+        check_settings(config, launch)
     plans: list[StagePlan] = []
     held: OrderedDict[object, _Model] = OrderedDict()
     for stage in up_to(config.until, outline(config)):
@@ -388,8 +388,8 @@ def _training(stage: str, config: RunConfig, machine: Machine) -> StagePlan:
 
 def _processes(stage: str, config: RunConfig, machine: Machine) -> tuple[int, TrainingGroup]:
     """How many processes train a stage on a machine, and what they are with those of other machines."""
-    launch = config.launch
-    if not isinstance(launch, AccelerateSettings) or stage not in ("sft", "reward", "dpo", "ppo"):
+    launch = together(config.launch)
+    if launch is None or stage not in ("sft", "reward", "dpo", "ppo"):
         return 1, ALONE
     here, kinds = processes_here(launch), dict[str, Literal["fsdp2", "zero3"]](FSDP="fsdp2", DEEPSPEED="zero3")
     return here, TrainingGroup(here * launch.machines, kinds.get(kind_of(launch)) if machine.gpu else None)
@@ -506,7 +506,7 @@ def _in_shards(stage: str, config: RunConfig, machine: Machine) -> tuple[str, ..
     """What to type for a training on as few such GPUs as its weights fit on in shards; nothing where none do."""
     group = _settings_of(stage)
     before = getattr(config, group)
-    alone = not isinstance(config.launch, AccelerateSettings)
+    alone = together(config.launch) is None
     if not (machine.gpu and alone and before.lora is None):
         return ()
     for gpus, changes in product((2, 4, MOST_GPUS), ({}, {"gradient_checkpointing": True})):

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from types import FrameType
@@ -87,7 +88,15 @@ from constitutional.runs.pipeline import Stage, stages_of, up_to
 from constitutional.runs.process import peak_bytes, rare_collections
 from constitutional.runs.settings import ROLES, RunConfig
 from constitutional.runs.slurm import FOLDER as JOBS
-from constitutional.runs.slurm import JobEnd, check_launch, in_job, settle
+from constitutional.runs.slurm import (
+    JobEnd,
+    as_first,
+    check_launch,
+    first_has_ended,
+    in_job,
+    node_of_job,
+    settle,
+)
 from constitutional.runs.sweeps import typed
 from constitutional.stages import adopted, critique_revise, evaluate, mix, online, sft
 from constitutional.stages.prompts import FilePrompts, prompts_of
@@ -595,7 +604,8 @@ class Runner:
             return None
         self.run_context.hand_over()
         output = context.begun.folder.resolve().name  # the run's own folder is a link
-        end = in_job(launch, make_in_job, config.run_folder, output, self.run_context.progress)
+        nodes = launch.nodes if stage.trains else 1
+        end = in_job(launch, make_in_job, config.run_folder, output, self.run_context.progress, nodes=nodes)
         context.calls_elsewhere = end.calls
         if end.error is not None:
             raise end.error
@@ -637,19 +647,32 @@ class Runner:
             if entry := self.outputs.finished(planned.place):
                 return JobEnd(entry, Calls())
             try:
-                _do(stage, context)
+                if stage.trains and (node := node_of_job(self.run_context.config.launch)):
+                    distributed.check_machine(node)
+                    distributed.make(stage, context, node, self.run_context.progress)
+                else:
+                    _do(stage, context)
                 return JobEnd(self._finish(stage, begun, context), context.calls)
             except ConstitutionalError as error:
                 return JobEnd(None, context.calls, error)
 
 
 def make_in_job(folder: Path, output: str) -> JobEnd:
-    """In a job: make one stage of the run in a folder, whose command waits and holds the run's locks."""
+    """In a job: make one stage of the run in a folder, whose command waits and holds the run's locks.
+
+    On another node of the job than the first: train along.
+    """
     try:
         config = load(folder)
+        node, progress = node_of_job(config.launch), Progress()
+        if node and node.machine_rank:
+            with _terminable():
+                distributed.train_along(folder, node, progress, partial(first_has_ended, folder, output))
+            return JobEnd(None, Calls())
         stages = stages_of(config)
         number = [stage.name for stage in stages].index(output.rpartition("-")[0])
-        with _terminable(), RunContext.joining(config, Progress()) as run_context:
+        first = as_first(folder, output) if node and node.machines > 1 else nullcontext()
+        with _terminable(), first, RunContext.joining(config, progress) as run_context:
             runner = Runner(run_context, Outputs(config.outputs_folder))
             return runner.make_alone(RunStore.load(folder), stages[number], stages[:number], output)
     except ConstitutionalError as error:

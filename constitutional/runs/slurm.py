@@ -3,15 +3,20 @@
 The command submits one job at a time and waits for it. While it waits, the job alone has the journal, and the command
 shows the last line of the job's log. A job that was ended from outside (preempted, timed out, a node that is lost) is
 submitted again, and goes on from its checkpoints and the journal.
+
+A training by several processes is a job with a task on each of its nodes. The first task makes the stage and starts the
+processes of its node; the others start those of theirs, until the first has ended.
 """
 
+import fcntl
 import itertools
 import logging
+import os
 import shutil
 import signal
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -20,7 +25,7 @@ from constitutional.base.errors import ConfigurationError, ConstitutionalError, 
 from constitutional.base.files import atomic_write, writing
 from constitutional.base.progress import Progress
 from constitutional.engines.spending import Calls
-from constitutional.runs.launch_settings import LaunchSettings, SlurmSettings
+from constitutional.runs.launch_settings import JobAccelerateSettings, LaunchSettings, SlurmSettings
 from constitutional.runs.manifest import StageEntry
 
 if TYPE_CHECKING:
@@ -38,6 +43,11 @@ CANCEL_S: Final = 40.0
 """How long to wait until a cancelled job has ended. What does not end, Slurm kills after 30 seconds as a rule."""
 LATE: Final = ".late"
 """Of a file that a job leaves whose time is up."""
+FIRST: Final = ".first"
+"""Of a file with the number of a job of several nodes, locked while the first one's task works."""
+PORTS: Final = range(15_000, 30_000)
+"""Of a job's first node, where the processes of a training meet: one by the job's number. Systems give the ports above
+them to whoever asks for any."""
 FINAL: Final = ("CANCELLED", "OUT_OF_MEMORY")
 """States of Slurm, as their first word, after which the same job would end in the same way, or nobody wants it."""
 FAILED: Final = "FAILED"
@@ -81,18 +91,21 @@ def check_launch(settings: LaunchSettings) -> None:
         )
 
 
-def in_job(settings: SlurmSettings, work: Work, run: Path, output: str, progress: Progress) -> JobEnd:
+def in_job(
+    settings: SlurmSettings, work: Work, run: Path, output: str, progress: Progress, *, nodes: int = 1
+) -> JobEnd:
     """Have a job make a stage, and wait for it.
 
     Args:
         settings: of the job.
-        work: what it does; called there with the next two.
+        work: what it does; called there with the next two, on each of its nodes.
         run: the run's folder.
         output: the name of the stage's output.
         progress: shows the last line of the job's log.
+        nodes: that the job has.
 
     Returns:
-        What the job made and asked, or the error that it ended with.
+        What the job's first node made and asked, or the error that it ended with.
 
     Raises:
         RunError: it could not be submitted, has a defect, or was ended from outside too often.
@@ -102,12 +115,13 @@ def in_job(settings: SlurmSettings, work: Work, run: Path, output: str, progress
     with writing(folder):
         folder.mkdir(exist_ok=True)
     waiting = folder / f"{output}.job"  # holds the number of the job; if the command is killed, the next one finds it
-    executor, failed = _executor(settings, folder, f"{run.name}-{stage}"), 0
+    executor, failed = _executor(settings, folder, f"{run.name}-{stage}", nodes), 0
     for ended in range(settings.restarts + 1):
         job = _submitted(executor, work, run, output)
         atomic_write(waiting, job.job_id.encode())
         log, number = job.paths.stdout, job.job_id
-        progress.say(f"  {stage}: {settings.mode} job {number}; {log} has what it says")
+        on = f" on {nodes} nodes" if nodes > 1 else ""
+        progress.say(f"  {stage}: {settings.mode} job {number}{on}; {log} has what it says")
         try:
             end = _end(job, stage, progress)
         except BaseException:
@@ -171,17 +185,62 @@ def settle(run: Path, progress: Progress, *, same: bool) -> None:
 
 
 def _clean_up(job: "Job[JobEnd]", waiting: Path) -> None:
-    for done_with in (waiting, job.paths.submitted_pickle, job.paths.result_pickle):
+    results = waiting.parent.glob(job.paths.result_pickle.name.replace("_0_", "_*_"))
+    for done_with in (waiting, waiting.with_suffix(FIRST), job.paths.submitted_pickle, *results):
         done_with.unlink(missing_ok=True)
 
 
-def _executor(settings: SlurmSettings, folder: Path, name: str) -> "Executor":
+def node_of_job(settings: LaunchSettings) -> JobAccelerateSettings | None:
+    """In a job: how this node trains the job's stage with the others; None where one process does."""
+    if not isinstance(settings, SlurmSettings):
+        return None
+    import submitit
+
+    job = submitit.JobEnvironment()
+    address = "127.0.0.1" if settings.mode == "local" else job.hostnames[0]
+    return settings.together(job.global_rank, address, PORTS[int(job.job_id) % len(PORTS)])
+
+
+@contextmanager
+def as_first(run: Path, output: str) -> Iterator[None]:
+    """In a job of several nodes, on the first one: meanwhile the others see that it works."""
+    import submitit
+
+    file = run / FOLDER / f"{output}{FIRST}"
+    new = file.with_suffix(".new")
+    with new.open("wb") as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        locked.write(str(submitit.JobEnvironment().job_id).encode())
+        locked.flush()
+        os.fsync(locked.fileno())  # other nodes are to read it while it is open here
+        new.rename(file)
+        yield
+
+
+def first_has_ended(run: Path, output: str) -> bool:
+    """In a job of several nodes, on another than the first: whether the first one's task began and has ended."""
+    import submitit
+
+    try:
+        with (run / FOLDER / f"{output}{FIRST}").open("rb") as file:
+            if file.read().decode() != submitit.JobEnvironment().job_id:  # of a job before
+                return False
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:  # it has not begun, or it works
+        return False
+    return True
+
+
+def _executor(settings: SlurmSettings, folder: Path, name: str, nodes: int = 1) -> "Executor":
     import submitit
 
     # It would tell on standard output of jobs, and of an accounting that does not answer for a moment.
     logging.getLogger("submitit").setLevel(logging.CRITICAL)
     executor = submitit.AutoExecutor(folder, cluster=settings.mode)
+    # A node has one task. Without Slurm there is one node, which plays the others as well.
+    each_node = {"tasks_per_node": nodes} if settings.mode == "local" else {"nodes": nodes, "tasks_per_node": 1}
     executor.update_parameters(
+        **each_node,
         name=name,
         gpus_per_node=settings.gpus_per_node or None,
         cpus_per_task=settings.cpus_per_task,
@@ -195,7 +254,8 @@ def _executor(settings: SlurmSettings, folder: Path, name: str) -> "Executor":
         # Who submits a job again is the command; if Slurm did so too, two jobs would make the same.
         slurm_additional_parameters={"no-requeue": True},
         # Slurm 22.05 to 23.02: srun does not take it from sbatch, and the job's task would have one core.
-        slurm_srun_args=[f"--cpus-per-task={settings.cpus_per_task}"],
+        # One task of several that was killed ends the others, which would wait for it.
+        slurm_srun_args=[f"--cpus-per-task={settings.cpus_per_task}", "--kill-on-bad-exit=1"],
     )
     return executor
 
@@ -236,14 +296,14 @@ def _end(job: "Job[JobEnd]", stage: str, progress: Progress) -> JobEnd | None:
     import submitit
 
     polls = itertools.count(1)
-    while not job.done(force_check=next(polls) % ASKED_EVERY == 0):
+    while not _done(job, force_check=next(polls) % ASKED_EVERY == 0):
         state = job.state
         if state.startswith("PREEMPTED"):  # submitit takes it to come back
             return None
         progress.aside(stage, f"job {job.job_id}: {_last_line(job.paths.stdout) or state.lower()}")
         time.sleep(POLL_S)
     try:
-        return job.result()
+        return job.results()[0]
     except submitit.core.utils.FailedJobError as error:
         said = str(error).split("-" * 20)[1].strip("-\n").splitlines()[-1]  # the last line of the traceback
         raise RunError(f"{stage}: job {job.job_id} failed: {said}; {job.paths.stdout} has the traceback") from error
@@ -253,13 +313,18 @@ def _end(job: "Job[JobEnd]", stage: str, progress: Progress) -> JobEnd | None:
 
 def _cancel(job: "Job[JobEnd]") -> None:
     """End the job, and wait until it has given back what it holds."""
-    if job.done():
+    if _done(job):
         return
     started_s = time.monotonic()
     with suppress(OSError):
         job.cancel(check=False)
-    while not job.done(force_check=True) and time.monotonic() - started_s < CANCEL_S:
+    while not _done(job, force_check=True) and time.monotonic() - started_s < CANCEL_S:
         time.sleep(POLL_S)
+
+
+def _done(job: "Job[JobEnd]", *, force_check: bool = False) -> bool:
+    """Whether all tasks of a job have ended; submitit leaves the forced check out where there are several."""
+    return all(job.task(number).done(force_check=force_check) for number in range(job.num_tasks))
 
 
 def _state(job: "Job[JobEnd]", late: Path) -> str:

@@ -41,7 +41,10 @@ def sbatch(jobs: Path, words: list[str]) -> int:
         return 1
     out = re.search(r"^#SBATCH --output=(.*)$", script, re.MULTILINE)
     assert out is not None
-    place = {"JOB_ID": number, "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "JOB_NUM_NODES": 1, "NODEID": 0}
+    asked = re.search(r"^#SBATCH --nodes=(\d+)$", script, re.MULTILINE)
+    assert asked is not None
+    nodes = int(asked[1])
+    place = {"JOB_ID": number, "NTASKS": nodes, "LOCALID": 0, "JOB_NUM_NODES": nodes, "JOB_NODELIST": "localhost"}
     env = {**os.environ, **{f"SLURM_{name}": str(value) for name, value in place.items()}}
     log = Path(shlex.split(out[1])[0].replace("%j", str(number))).open("ab")  # noqa: SIM115 - the job has it
     keeper = [sys.executable, *("-c", "import subprocess, sys, pathlib\n" + KEEPER), str(job)]
@@ -61,11 +64,21 @@ if not (job / "state").exists():
 
 
 def srun(_: Path, words: list[str]) -> int:
-    """The job's command, in its place."""
-    output = words[words.index("--output") + 1].replace("%j", os.environ["SLURM_JOB_ID"]).replace("%t", "0")
-    with Path(output).open("ab") as log:
-        command = list(dropwhile(lambda word: word.startswith("--"), words[words.index("--output") + 2 :]))
-        return subprocess.call(command, stdout=log, stderr=log)
+    """The job's command on each of its nodes, in their place; if one is killed, the others are, as was asked."""
+    assert "--kill-on-bad-exit=1" in words
+    output = words[words.index("--output") + 1].replace("%j", os.environ["SLURM_JOB_ID"])
+    command = list(dropwhile(lambda word: word.startswith("--"), words[words.index("--output") + 2 :]))
+    tasks = []
+    for node in map(str, range(int(os.environ["SLURM_NTASKS"]))):
+        with Path(output.replace("%t", node)).open("ab") as log:
+            env = {**os.environ, "SLURM_PROCID": node, "SLURM_NODEID": node}
+            tasks.append(subprocess.Popen(command, stdout=log, stderr=log, env=env))
+    while None in (codes := [task.poll() for task in tasks]):
+        if any(codes):
+            for task in tasks:
+                task.kill()
+        time.sleep(0.05)
+    return next(filter(None, codes), 0)
 
 
 def sacct(jobs: Path, words: list[str]) -> int:

@@ -5,8 +5,11 @@ import signal
 import time
 from pathlib import Path
 
+import submitit
+
 from constitutional.base.errors import InputError
 from constitutional.engines.spending import Calls
+from constitutional.runs import slurm
 from constitutional.runs.slurm import JobEnd
 
 
@@ -51,6 +54,35 @@ def is_always_killed(_run: Path, _output: str) -> JobEnd:
 def cannot_begin(_run: Path, _output: str) -> JobEnd:
     print("libcuda.so.1 is missing", flush=True)
     os._exit(1)
+
+
+def first_of_two(run: Path, output: str) -> JobEnd:
+    """The first node makes something while the other one waits for it."""
+    task = submitit.JobEnvironment()
+    if task.global_rank:
+        while not slurm.first_has_ended(run, output):
+            time.sleep(0.05)
+        return JobEnd(None, Calls(asked=100 + (run / "made").exists()))
+    with slurm.as_first(run, output):
+        time.sleep(0.3)
+        (run / "made").touch()
+        return JobEnd(None, Calls(asked=task.num_tasks))
+
+
+def other_is_killed_once(run: Path, output: str) -> JobEnd:
+    if submitit.JobEnvironment().global_rank and not (run / "began").exists():
+        (run / "began").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return first_of_two(run, output)
+
+
+def first_is_killed_once(run: Path, output: str) -> JobEnd:
+    if submitit.JobEnvironment().global_rank or (run / "began").exists():
+        return first_of_two(run, output)
+    with slurm.as_first(run, output):
+        (run / "began").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError
 
 
 def waits(run: Path, _output: str) -> JobEnd:

@@ -35,11 +35,13 @@ from constitutional.runs.distributed import (
     _failure,
     _request,
     check,
+    check_machine,
     leave_end,
 )
 from constitutional.runs.distributed_child import refuse_edited
 from constitutional.runs.folder import RunStore
 from constitutional.runs.former import changes
+from constitutional.runs.launch_settings import SlurmSettings
 from constitutional.runs.outputs import LOCK, take_lock
 from constitutional.runs.pipeline import stages_of
 from constitutional.runs.runner import fingerprint_of, run
@@ -380,6 +382,7 @@ def test_another_machine_says_that_the_first_has_stopped(
 # --- What is refused before anything is asked ---
 
 
+EIGHT = ("launch=slurm", "launch.config=fsdp2", "launch.gpus_per_node=8")
 WHOLE_FIRST = {"fsdp_version": "2", "fsdp_cpu_ram_efficient_loading": "false"}
 REFUSED = {
     ("launch.processes=1",): r"launch\.processes=1 starts no second process; type launch=here",
@@ -420,6 +423,50 @@ def test_what_several_processes_cannot_train_is_refused(
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     with pytest.raises(ConfigurationError, match=REFUSED[overrides]):
         check(compose(["launch=accelerate", *overrides]))
+
+
+IN_JOBS = {
+    (*EIGHT, "launch.nodes=3"): r"^sft\.batch_size=16 .* 24 processes cannot have in equal parts; type "
+    r"sft\.batch_size=24$",
+    (
+        *EIGHT,
+        "sft.batch_size=12",
+    ): r"12 rows in a step, which 8 .* type sft\.batch_size=16, or launch\.gpus_per_node=6$",
+    (*EIGHT, "algorithm=grpo"): r"^launch\.config=fsdp2 trains .* type launch\.config=null, or algorithm=ppo$",
+    (*EIGHT, "launch.config=zero3"): r"DeepSpeed, which is not installed; .* or launch\.config=fsdp2$",
+    (*EIGHT, "launch.config=mine.yaml"): r"^launch\.config=mine\.yaml: is no configuration of accelerate",
+    (
+        *(*EIGHT, "launch.nodes=2", "algorithm=ppo", "algorithm.rewards=[{kind: constitution}]"),
+    ): r"kept in one journal, which is for one machine at a time",
+}
+
+
+@pytest.mark.parametrize("overrides", IN_JOBS)
+def test_what_the_processes_of_a_job_cannot_train_is_refused_before_there_is_one(
+    overrides: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine of the command has no GPU, and need not have one."""
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(ConfigurationError, match=IN_JOBS[overrides]):
+        check(compose([*overrides]))
+    check(compose([*EIGHT]))
+    check(compose(["launch=slurm", "algorithm=grpo"]))
+
+
+@pytest.mark.parametrize(
+    ("gpus", "problem"),
+    [
+        (0, r"shards weights over GPUs, and the job's node \S+ has none; type launch\.config=ddp$"),
+        (4, r"gpus_per_node=8 are more than the 4 GPUs of the job's node \S+, .* type launch\.gpus_per_node=4$"),
+    ],
+)
+def test_a_node_without_the_gpus_of_its_job_says_so(monkeypatch: pytest.MonkeyPatch, gpus: int, problem: str) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    node = SlurmSettings(config="fsdp2", gpus_per_node=8).together()
+    assert node is not None
+    with pytest.raises(ConfigurationError, match=problem):
+        check_machine(node)
 
 
 @pytest.mark.parametrize(
@@ -505,6 +552,19 @@ def test_zero3_needs_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_settings_that_cannot_be_are_refused(overrides: tuple[str, ...], problem: str) -> None:
     with pytest.raises(ConfigurationError, match=problem):
         compose(["launch=accelerate", *overrides])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (("launch.nodes=2",), r"config is null, with which one process trains; type launch\.config=fsdp2"),
+        (("launch.config=ddp",), r"gpus_per_node is 1; type launch\.gpus_per_node=2 or more, or launch\.config=null"),
+    ],
+)
+def test_jobs_that_cannot_be_are_refused(overrides: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem):
+        compose(["launch=slurm", *overrides])
+    compose(["launch=slurm", "launch.config=ddp", "launch.nodes=2"])  # a process on each
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp2", "zero3"])

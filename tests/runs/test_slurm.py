@@ -55,9 +55,9 @@ class Told:
         self.folder.mkdir()
         self._stream = StringIO()
 
-    def have(self, work: Work, mode: Mode, **changed: object) -> JobEnd:
+    def have(self, work: Work, mode: Mode, nodes: int = 1, **changed: object) -> JobEnd:
         settings = SlurmSettings.model_validate({"mode": mode, "restarts": 1, **changed})
-        return in_job(settings, work, self.folder, OUTPUT, Progress(self._stream))
+        return in_job(settings, work, self.folder, OUTPUT, Progress(self._stream), nodes=nodes)
 
     def settle(self, *, same: bool, meanwhile: Callable[[], None] = lambda: None) -> None:
         when(self.folder, meanwhile)
@@ -165,6 +165,32 @@ def test_ctrl_c_cancels_the_job(told: Told, mode: Mode) -> None:
     assert not list((told.folder / FOLDER).glob("*.job"))
 
 
+def test_a_job_of_two_nodes_is_what_the_first_one_hands_back(told: Told, mode: Mode) -> None:
+    assert told.have(jobs.first_of_two, mode, nodes=2).calls.asked == 2
+    assert [log.name.partition("_")[2] for log in told.logs] == ["0_log.out", "1_log.out"]
+    assert f"  sft: {mode} job {told.logs[0].name.partition('_')[0]} on 2 nodes; " in told.lines[0]
+    left = {path.suffix for path in (told.folder / FOLDER).iterdir()}
+    assert left == ({".out", ".sh"} if mode == "slurm" else {".out"})
+
+
+@pytest.mark.parametrize("killed", [jobs.other_is_killed_once, jobs.first_is_killed_once])
+def test_a_job_one_of_whose_nodes_is_lost_is_submitted_again(told: Told, mode: Mode, killed: Work) -> None:
+    assert told.have(killed, mode, nodes=2).calls.asked == 2
+    assert len(told.logs) == 4
+    assert sum("was ended from outside" in line for line in told.lines) == 1
+
+
+def test_the_first_node_of_a_job_before_is_not_taken_for_this_ones(told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
+    (told.folder / FOLDER).mkdir()
+    for number, seen in (("7", True), ("8", False)):
+        monkeypatch.setenv("SUBMITIT_EXECUTOR", "slurm")
+        monkeypatch.setenv("SLURM_JOB_ID", "7")
+        with slurm.as_first(told.folder, OUTPUT):
+            monkeypatch.setenv("SLURM_JOB_ID", number)
+            assert not slurm.first_has_ended(told.folder, OUTPUT)
+        assert slurm.first_has_ended(told.folder, OUTPUT) == seen
+
+
 @pytest.mark.parametrize("mode", ["slurm"], indirect=True)
 class TestSlurm:
     """What only Slurm does."""
@@ -181,6 +207,7 @@ class TestSlurm:
             mem_gb=12.5,
             timeout_min=90,
             setup=["export BEFORE=1"],
+            nodes=2,
         )
         script = (tmp_path / "cluster/jobs/1/script").read_text().splitlines()
         (number,) = (number for number, line in enumerate(script) if line.startswith("srun "))
@@ -194,6 +221,8 @@ class TestSlurm:
                 "partition": "gpu",
                 "account": "ours",
                 "constraint": "h100",
+                "nodes": "2",
+                "ntasks-per-node": "1",
                 "gpus-per-node": "2",
                 "cpus-per-task": "4",
                 "mem": "12800MB",

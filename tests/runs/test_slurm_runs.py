@@ -1,13 +1,19 @@
 """Real runs of the sandbox's model, here and in jobs on this machine."""
 
 import os
+import re
+import shutil
 import signal
 import time
 from pathlib import Path
 
 import pytest
 
+from constitutional.base.files import digest_of
+from constitutional.runs.folder import RunStore
 from constitutional.runs.slurm import FOLDER
+from tests.runs.fake_slurm import install
+from tests.runs.test_distributed import children, made
 from tests.runs.test_kills import Process, Run
 from tests.runs.test_slurm import works
 from tests.scripted_run import STAGES
@@ -92,3 +98,70 @@ def test_ctrl_c_ends_the_job_and_the_same_command_goes_on(tmp_path: Path) -> Non
     with run.start("until=labeler_check", *LAUNCH) as process:
         assert process.end() == 0, process.said
     assert run.finished["labeler_check"].calls.reused >= kept
+
+
+# --- Trainings by several processes ---
+
+TWO_NODES = ("launch=slurm", "launch.config=ddp", "launch.gpus_per_node=1", "launch.nodes=2")
+"""Both are this machine, and neither has a GPU: a process on each."""
+TWO_GPUS = ("launch=slurm", "launch.config=ddp", "launch.gpus_per_node=2")
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a run whose stages two processes of the command trained."""
+    run = Run(tmp_path_factory.mktemp("runs") / "here")
+    with run.start("until=dpo", "launch=accelerate", "launch.processes=2") as process:
+        assert process.end() == 0, process.said
+    return run.here
+
+
+def without(here: Path, folder: Path, stage: str) -> Run:
+    """The same run, as it was before a stage was made."""
+    shutil.copytree(here, folder, symlinks=True)
+    (made,) = folder.glob(f"runs/.stages/{stage}-*")
+    shutil.rmtree(made)
+    return Run(folder)
+
+
+@pytest.mark.parametrize(
+    ("stage", "launched"),
+    [
+        ("sft", (*TWO_NODES, "launch.mode=local")),
+        ("reward", (*TWO_GPUS, "launch.mode=local")),
+        ("dpo", TWO_NODES),
+    ],
+)
+def test_the_processes_of_a_job_make_what_those_of_the_command_make(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str, launched: tuple[str, ...]
+) -> None:
+    for name, value in install(tmp_path / "cluster").items():
+        monkeypatch.setenv(name, value)
+    run = without(here, tmp_path / "there", stage)
+    with run.start(f"until={stage}", *launched) as process:
+        assert process.end() == 0, process.said
+    made_now = [line for line in process.said if re.match(r"\d\d \w+: running", line)]
+    assert [line.split()[1] for line in made_now] == [f"{stage}:"]
+    command, job = RunStore.load(here / "runs" / "ours"), RunStore.load(run.folder)
+    assert job.stages[stage].fingerprint == command.stages[stage].fingerprint
+    assert digest_of(made(job, stage)) == digest_of(made(command, stage))
+    assert job.training_logs(stage) == command.training_logs(stage)
+    logs = sorted(log.name.partition("_")[2] for log in (job.folder / FOLDER).glob("*_log.out"))
+    assert logs == [f"{node}_log.out" for node in range(2 if "launch.nodes=2" in launched else 1)]
+    assert not [path for path in (job.folder / FOLDER).iterdir() if path.suffix not in (".out", ".sh")]
+
+
+def test_a_process_of_another_node_that_is_killed_ends_the_stage_and_the_same_command_goes_on(
+    here: Path, tmp_path: Path
+) -> None:
+    run = without(here, tmp_path / "there", "sft")
+    words = ("until=sft", *TWO_NODES, "launch.mode=local")
+    with run.start(*words) as process:
+        process.until(lambda: any(run.folder.glob("*/checkpoints/**/checkpoint-1/complete")))
+        os.kill(children(tmp_path)[-1], signal.SIGKILL)
+        assert process.end() == 1, process.said
+        assert re.search(r"constitutional: sft: a process that trains was ended .* goes on", "\n".join(process.said))
+    with run.start(*words) as process:
+        assert process.end() == 0, process.said
+    job, command = RunStore.load(run.folder), RunStore.load(here / "runs" / "ours")
+    assert digest_of(made(job, "sft")) == digest_of(made(command, "sft"))
