@@ -36,7 +36,7 @@ from constitutional.engines.settings import Budget, HttpSettings, RayClusterSett
 from constitutional.engines.spending import Calls
 from constitutional.runs.context import RunStageContext
 from constitutional.runs.folder import RunStore, read_manifest
-from constitutional.runs.launch_settings import AccelerateSettings, JobAccelerateSettings, together
+from constitutional.runs.launch_settings import AccelerateSettings, JobAccelerateSettings, SlurmSettings, together
 from constitutional.runs.manifest import Failure
 from constitutional.runs.outputs import CHECKPOINTS, LOCK, is_locked, now
 from constitutional.runs.pipeline import Stage, outline, up_to
@@ -104,6 +104,11 @@ def check(config: RunConfig) -> None:
     launch = together(config.launch)
     if launch is None:
         return
+    if isinstance(config.launch, SlurmSettings) and config.launch.mode == "local" and launch.machines > 1 and _gpus():
+        raise ConfigurationError(
+            f"launch.nodes={launch.machines} with launch.mode=local are all this machine, whose GPUs no two processes "
+            "can share; type launch.nodes=1"
+        )
     if _in_job(launch):
         _check_package(launch)
     else:

@@ -454,6 +454,15 @@ def test_what_the_processes_of_a_job_cannot_train_is_refused_before_there_is_one
     check(compose(["launch=slurm", "algorithm=grpo"]))
 
 
+def test_nodes_that_are_one_machine_cannot_share_its_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = compose(["launch=slurm", "launch.mode=local", "launch.config=ddp", "launch.nodes=2"])
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    check(config)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    with pytest.raises(ConfigurationError, match=r"are all this machine, .* type launch\.nodes=1$"):
+        check(config)
+
+
 @pytest.mark.parametrize(
     ("gpus", "problem"),
     [
