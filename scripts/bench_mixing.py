@@ -47,7 +47,7 @@ def rates(stores: Mapping[tuple[float, int], RunStore]) -> dict[float, dict[str,
         for row in store.read("measurements", Measurement):
             if row.model == "policy" and row.measure in MEASURES:
                 of = values.setdefault(share, {}).setdefault(row.measure, {})
-                of |= {(seed, prompt): value for prompt, value in row.by_prompt.items()}
+                of |= {Key(seed, prompt): value for prompt, value in row.by_prompt.items()}
     return {
         share: {measure: estimate(of, PRIOR_OF_SHARES) for measure, of in sorted(by_measure.items())}
         for share, by_measure in sorted(values.items())

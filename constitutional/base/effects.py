@@ -12,8 +12,17 @@ from typing import Final, NamedTuple, TypeVar
 
 from constitutional.base.stats import FEWEST, student_p, student_quantile
 
-Key = tuple[int, str]
-"""A seed and a prompt's id."""
+
+class Key(NamedTuple):
+    """What a value is of."""
+
+    seed: int
+    prompt: str
+    """The prompt's id."""
+    cluster: str = ""
+    """What the prompt has in common with others, whose values depend on its own; empty where it stands alone."""
+
+
 Values = Mapping[Key, float]
 P = TypeVar("P", bound=Hashable)
 
@@ -33,7 +42,7 @@ class Estimate(NamedTuple):
     middle: float
     """The mean with the prior: the middle of the interval."""
     by_prompts: float
-    """Variance of the mean over other prompts; infinite from fewer than two."""
+    """Variance of the mean over other prompts; infinite from fewer than two, or from one cluster of prompts."""
     prompts: int
     seeds: int
     by_seeds: float = 0.0
@@ -75,7 +84,8 @@ class Estimate(NamedTuple):
 def estimate(values: Values, prior: Prior = ()) -> Estimate:
     """The mean over prompts and seeds.
 
-    Values of one prompt under several seeds are one cluster. Where seeds repeat, the variance of the mean is that of
+    Values of one prompt under several seeds are one cluster, and so are those of prompts that are one (Miller 2024,
+    arXiv 2411.00640, section 2.2). Where seeds repeat, the variance of the mean is that of
     the prompts and that of the seeds together: s²/k, with s the deviation of the k seeds' means (two-way clusters:
     Cameron, Gelbach and Miller (2011), section 2.1, without the part that both have, which is in doubt with few seeds;
     so errors are rather too wide than too narrow). Its degrees of freedom are Welch and Satterthwaite's. From one seed
@@ -87,10 +97,11 @@ def estimate(values: Values, prior: Prior = ()) -> Estimate:
     if not values:
         raise ValueError("There is no value; an estimate needs one")
     clusters, seeds = defaultdict[str, list[float]](list), defaultdict[int, list[float]](list)
-    for (seed, prompt), value in values.items():
-        clusters[prompt].append(value)
-        seeds[seed].append(value)
-    repeats = len(values) / len(clusters)  # an item of the prior has as many values as a prompt
+    for key, value in values.items():
+        clusters[key.cluster or key.prompt].append(value)
+        seeds[key.seed].append(value)
+    prompts = len({key.prompt for key in values})
+    repeats = len(values) / prompts  # an item of the prior has as many values as a prompt
     total = len(values) + repeats * sum(weight for _, weight in prior)
     middle = (math.fsum(values.values()) + repeats * math.fsum(x * weight for x, weight in prior)) / total
     squares = math.fsum((math.fsum(group) - middle * len(group)) ** 2 for group in clusters.values())
@@ -103,7 +114,7 @@ def estimate(values: Values, prior: Prior = ()) -> Estimate:
         value=fmean(values.values()),
         middle=middle,
         by_prompts=squares / total**2 if len(clusters) > 1 else math.inf,
-        prompts=len(clusters),
+        prompts=prompts,
         seeds=len(seeds),
         by_seeds=variance(means) / len(means) if several else 0.0,
         # The intervals that the priors make are of normal quantiles.

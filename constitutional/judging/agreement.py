@@ -15,10 +15,8 @@ class Agreement(NamedTuple):
     """Two judges on what both have a preference on."""
 
     judges: tuple[str, str]
-    n: int
-    """Comparisons by a principle; at least 1."""
-    same: int
-    """Those on which both prefer the same response."""
+    same: list[tuple[bool, str]]
+    """For each comparison by a principle, whether both prefer the same response, and the comparison; at least one."""
     kappa: float | None
     """Cohen's kappa, -1 to 1; 0 is chance. None where both always prefer what is called a, or b."""
 
@@ -40,18 +38,19 @@ def disagreement(judgements: Iterable[Judgement]) -> list[bool]:
 
 def agreements(judgements: Iterable[Judgement]) -> list[Agreement]:
     """Every pair of judges that have preferences in common."""
-    rows = list(choices_of(judgements).values())
-    judges = list(dict.fromkeys(judge for row in rows for judge in row))
+    rows = [(comparison, choices) for (comparison, _), choices in choices_of(judgements).items()]
+    judges = list(dict.fromkeys(judge for _, row in rows for judge in row))
     return [made for pair in combinations(judges, 2) if (made := _agreement(pair, rows))]
 
 
-def _agreement(pair: tuple[str, str], rows: Iterable[Mapping[str, str]]) -> Agreement | None:
+def _agreement(pair: tuple[str, str], rows: Iterable[tuple[str, Mapping[str, str]]]) -> Agreement | None:
     """Cohen 1960, "A coefficient of agreement for nominal scales"."""
     first, second = pair
-    both = [(row[first], row[second]) for row in rows if first in row and second in row]
+    both = [(row[first], row[second]) for _, row in rows if first in row and second in row]
     if not both:
         return None
-    n, same = len(both), sum(one == other for one, other in both)
+    same = [(row[first] == row[second], name) for name, row in rows if first in row and second in row]
+    n, share = len(both), sum(alike for alike, _ in same) / len(both)
     a_first, a_second = (sum(choices[place] == "a" for choices in both) / n for place in (0, 1))
     by_chance = a_first * a_second + (1 - a_first) * (1 - a_second)
-    return Agreement(pair, n, same, None if by_chance == 1 else (same / n - by_chance) / (1 - by_chance))
+    return Agreement(pair, same, None if by_chance == 1 else (share - by_chance) / (1 - by_chance))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
-from constitutional.base.effects import PRIOR_OF_DIFFERENCES, Effect, Estimate, corrected, estimate
+from constitutional.base.effects import PRIOR_OF_DIFFERENCES, Effect, Estimate, Key, corrected, estimate
 from constitutional.base.stats import FEWEST, weighted_mean
 from constitutional.judging.priorities import Ratings
 
@@ -148,7 +148,7 @@ def shifts(measured: Iterable[Measured], taken: Taken) -> list[Shift]:
                 pairs.append((before, after))
         if len(pairs) > 1:
             was, becomes = (math.fsum(side) / len(pairs) for side in zip(*pairs, strict=True))
-            differences = {(0, str(at)): after - before for at, (before, after) in enumerate(pairs)}
+            differences = {Key(0, str(at)): after - before for at, (before, after) in enumerate(pairs)}
             changed.append((measure, unit, was, becomes))
             estimates.append(estimate(differences, PRIOR_OF_DIFFERENCES if unit == "share" else ()))
     rows = [Shift(*row, effect) for row, effect in zip(changed, corrected(estimates), strict=True)]

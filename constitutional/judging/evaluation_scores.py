@@ -5,7 +5,7 @@ error bars to evals", arXiv 2411.00640), and its change between two models is me
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final, Literal, NamedTuple
 
@@ -186,8 +186,12 @@ def model_scores(name: str, by_model: Mapping[str, Sequence[Metric]], seed: int)
             before = (earlier for later, earlier in CONTESTS if later == model and earlier in metrics_of)
             changes = {earlier: _change(metric, metrics_of[earlier], seed) for earlier in before}
             by_item = {} if metric.statistic else {item.id: item.values[0] for item in metric.items}
+            shared = Counter(item.cluster for item in metric.items)
+            clusters = {
+                item.id: item.cluster for item in metric.items if item.id in by_item and shared[item.cluster] > 1
+            }
             known = {earlier: moved for earlier, moved in changes.items() if moved}
-            yield own.model_copy(update={"changes": known, "by_prompt": by_item})
+            yield own.model_copy(update={"changes": known, "by_prompt": by_item, "clusters": clusters})
 
 
 def _change(later: Metric, earlier: Metric, seed: int) -> Change | None:

@@ -50,6 +50,8 @@ class Score(Record):
     """By the model before; none where a number is not made prompt by prompt."""
     by_prompt: dict[str, float] = Field(default_factory=dict, exclude=True, repr=False)
     """By prompt's id, what the number is the mean of; it is written as a `Measurement`, beside the score."""
+    clusters: dict[str, str] = Field(default_factory=dict, exclude=True, repr=False)
+    """As the measurement's."""
 
 
 class Measurement(Record):
@@ -61,12 +63,17 @@ class Measurement(Record):
     """As the score's."""
     by_prompt: dict[str, float]
     """By prompt's id; 0 or 1 for a share."""
+    clusters: dict[str, str] = Field(default_factory=dict, exclude_if=lambda clusters: not clusters)
+    """By prompt's id, where several depend on each other (a question asked in two ways, say): which they are together.
+
+    None where prompts stand alone.
+    """
 
 
 def measurements(scores: Iterable[Score]) -> list[Measurement]:
     """What the scores that are made prompt by prompt are the means of."""
     return [
-        Measurement(model=score.model, measure=score.measure, by_prompt=score.by_prompt)
+        Measurement(model=score.model, measure=score.measure, by_prompt=score.by_prompt, clusters=score.clusters)
         for score in scores
         if score.by_prompt
     ]

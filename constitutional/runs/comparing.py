@@ -122,6 +122,7 @@ def _compared(name: str, store: RunStore) -> ComparedRun:
     scores = store.read("scores", Score)
     evaluated = store.summary("evaluate", EvaluateSummary)
     meanings = store.read("meanings", PrincipleMeaning) if "meanings" in store.artifacts() else []
+    measured = store.read("measurements", Measurement)
     return ComparedRun(
         name=name,
         seed=config.seed,
@@ -130,7 +131,8 @@ def _compared(name: str, store: RunStore) -> ComparedRun:
         critiqued=evaluated.critiqued,
         scores=tuple(scores),
         # What runs without a principle measured of it is the same measure as that of the runs with it.
-        values={(of.model, plain(of.measure)): of.by_prompt for of in store.read("measurements", Measurement)},
+        values={(of.model, plain(of.measure)): of.by_prompt for of in measured},
+        clusters={prompt: cluster for of in measured for prompt, cluster in of.clusters.items()},
         wanted=gather.wanted_directions(scores, evaluated.wanted or {}, meanings, config.report),
         decided=decided(
             store.read("preferences", Preference), store.read("judgements", Judgement), config.label.weights

@@ -166,7 +166,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             ),
             makes=("scores", "samples", "measurements", *gold),
             run=evaluate.run,
-            version=11,
+            version=12,
         ),
         Stage(
             "report",
@@ -189,7 +189,7 @@ def stages_of(config: RunConfig) -> tuple[Stage, ...]:
             makes=("report", report.CONSTITUTION, "people"),
             run=report.run,
             reads_summaries=True,
-            version=11,
+            version=12,
         ),
     )
 

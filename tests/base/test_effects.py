@@ -9,6 +9,7 @@ from constitutional.base.effects import (
     PRIOR_OF_DIFFERENCES,
     PRIOR_OF_SHARES,
     Estimate,
+    Key,
     benjamini_hochberg,
     corrected,
     estimate,
@@ -21,13 +22,13 @@ from constitutional.base.effects import (
 from constitutional.base.stats import paired_interval
 
 
-def of(*values: float, seed: int = 0) -> dict[tuple[int, str], float]:
-    return {(seed, f"p{number}"): value for number, value in enumerate(values)}
+def of(*values: float, seed: int = 0) -> dict[Key, float]:
+    return {Key(seed, f"p{number}"): value for number, value in enumerate(values)}
 
 
 def test_a_paired_difference_is_over_what_both_have() -> None:
-    before, after = of(1, 1, 0, 1), {**of(0, 0, 0), (1, "p0"): 1.0}
-    assert paired(before, after) == {(0, "p0"): -1, (0, "p1"): -1, (0, "p2"): 0}
+    before, after = of(1, 1, 0, 1), {**of(0, 0, 0), Key(1, "p0"): 1.0}
+    assert paired(before, after) == of(-1, -1, 0)
     row = estimate(paired(before, after))
     # Mean −2/3; squares (1/9 + 1/9 + 4/9)·3/2 = 1, so the error is 1/3.
     assert (row.value, row.error, row.prompts) == pytest.approx((-2 / 3, 1 / 3, 3))
@@ -46,7 +47,7 @@ def test_a_share_has_agresti_and_coull_s_interval() -> None:
 
 
 def test_seeds_that_disagree_make_the_error_wider() -> None:
-    ones, zeros = of(*[1.0] * 20), {(1, name): 0.0 for _, name in of(*[0.0] * 20)}
+    ones, zeros = of(*[1.0] * 20), {Key(1, name): 0.0 for _, name, _ in of(*[0.0] * 20)}
     row = estimate({**ones, **zeros})
     # Every prompt has the mean 0.5, so prompts alone leave no error; the seeds' means 1 and 0 have s = 0.7071, /√2.
     assert (row.value, row.error, row.prompts, row.seeds) == pytest.approx((0.5, 0.5, 20, 2))
@@ -59,7 +60,7 @@ def test_seeds_that_disagree_make_the_error_wider() -> None:
 def test_the_errors_by_prompts_and_by_seeds_add_up() -> None:
     # Prompts' sums: 3, 1, 3, 1 about 2, so the variance by prompts is 4·(4/3)/8² = 1/12, with 3 degrees of freedom.
     # The seeds' means 1.25 and 0.75 give s²/k = 0.125/2 = 1/16, with 1.
-    row = estimate({**of(2, 0.5, 2, 0.5), **{(1, f"p{at}"): value for at, value in enumerate((1, 0.5, 1, 0.5))}})
+    row = estimate({**of(2, 0.5, 2, 0.5), **{Key(1, f"p{at}"): value for at, value in enumerate((1, 0.5, 1, 0.5))}})
     assert (row.value, row.error) == pytest.approx((1.0, math.sqrt(1 / 12 + 1 / 16)))
     assert row.freedom == pytest.approx((1 / 12 + 1 / 16) ** 2 / ((1 / 12) ** 2 / 3 + (1 / 16) ** 2))
 
@@ -81,7 +82,7 @@ def test_how_far_seeds_disagree_is_taken_from_all_effects_of_a_measure() -> None
 def test_seeds_that_agree_but_for_rounding_know_no_more_than_prompts_do() -> None:
     # The sum of the first seed's differences is 0 but for rounding, so that the seeds' means are all but equal.
     once = of(1 / 3, 1 / 6, -1 / 2, *[0.0] * 37)
-    row = estimate({**once, **{(1, name): 0.0 for _, name in once}}, PRIOR_OF_DIFFERENCES)
+    row = estimate({**once, **{Key(1, name): 0.0 for _, name, _ in once}}, PRIOR_OF_DIFFERENCES)
     assert row.p == pytest.approx(1.0)
     low, high = row.interval()
     assert low < -0.01 < 0.01 < high
@@ -90,22 +91,41 @@ def test_seeds_that_agree_but_for_rounding_know_no_more_than_prompts_do() -> Non
 def test_the_same_prompts_under_more_seeds_make_no_interval_of_a_prior_narrower() -> None:
     ends = []
     for seeds in (1, 3, 5):
-        row = estimate({(seed, name): 0.0 for seed in range(seeds) for _, name in of(*[0.0] * 10)}, PRIOR_OF_SHARES)
+        row = estimate(
+            {Key(seed, name): 0.0 for seed in range(seeds) for _, name, _ in of(*[0.0] * 10)}, PRIOR_OF_SHARES
+        )
         ends.append(row.interval()[1])
     assert ends == pytest.approx([ends[0]] * 3)
 
 
 def test_seeds_that_agree_leave_the_prompts_error() -> None:
     once = of(*[1.0] * 9, *[0.0] * 11)
-    row = estimate({**once, **{(1, name): value for (_, name), value in once.items()}}, PRIOR_OF_DIFFERENCES)
+    row = estimate({**once, **{Key(1, name): value for (_, name, _), value in once.items()}}, PRIOR_OF_DIFFERENCES)
     assert row.freedom == math.inf
     assert row.p < 0.001
 
 
 def test_the_same_prompts_under_a_second_seed_are_no_new_prompts() -> None:
     once = of(0, 1, 0, 1, 1, 0, 1, 1)
-    twice = {**once, **{(1, name): value for (_, name), value in once.items()}}
+    twice = {**once, **{Key(1, name): value for (_, name, _), value in once.items()}}
     assert estimate(twice).error == pytest.approx(estimate(once).error)
+
+
+def test_prompts_that_depend_on_each_other_are_one_cluster() -> None:
+    def clusters(*values: float, size: int) -> dict[Key, float]:
+        return {Key(0, f"p{at}", f"c{at // size}"): value for at, value in enumerate(values)}
+
+    # Each cluster's sum is 1 from its mean: (1 + 1)·2/1 over 4² is 1/4. Alone, four times 1/4 by 4/3 over 4² is 1/12.
+    row = estimate(clusters(1, 1, 0, 0, size=2))
+    assert (row.value, row.by_prompts, row.prompts, row.freedom) == pytest.approx((0.5, 1 / 4, 4, 1))
+    assert estimate(clusters(1, 1, 0, 0, size=1)).by_prompts == estimate(of(1, 1, 0, 0)).by_prompts
+    assert estimate(of(1, 1, 0, 0)).by_prompts == pytest.approx(1 / 12)
+    assert math.isinf(estimate(clusters(1, 0, size=2)).by_prompts)
+    # With a prior an item of it still weighs as much as a prompt: 5 of (4 + 2) and half a gain and a loss.
+    row = estimate(clusters(1, 1, 1, 0, size=2), PRIOR_OF_DIFFERENCES)
+    assert row.middle == pytest.approx(3 / 6)
+    # Clusters: (2 − 1)² + (1 − 1)²; prior: 0.5·(1 − 1/2)² + 0.5·(1 + 1/2)² + (1/2)².
+    assert row.by_prompts == pytest.approx((1 + 0.125 + 1.125 + 0.25) / 6**2)
 
 
 def test_from_one_prompt_nothing_is_known() -> None:
@@ -166,7 +186,7 @@ def test_shapley_values_of_the_glove_game() -> None:
     assert result is not None
     assert result.exact
     # By the six orders: c adds 6 in four of them, a in one (c a b), b in one.
-    assert {name: by[0, "p0"] for name, by in result.values.items()} == pytest.approx({"a": 1, "b": 1, "c": 4})
+    assert {name: by[Key(0, "p0")] for name, by in result.values.items()} == pytest.approx({"a": 1, "b": 1, "c": 4})
 
 
 def test_shapley_values_from_some_subsets_need_one_of_every_size() -> None:
@@ -177,7 +197,9 @@ def test_shapley_values_from_some_subsets_need_one_of_every_size() -> None:
     assert result is not None
     assert not result.exact
     # Of a, by sizes: 0; 0 to c and to d; 12, 12 and 0 to bc, bd and cd; 12 to bcd.
-    assert {name: by[0, "p0"] for name, by in result.values.items()} == pytest.approx({"a": 5, "b": 5, "c": 0, "d": 0})
+    assert {name: by[Key(0, "p0")] for name, by in result.values.items()} == pytest.approx(
+        {"a": 5, "b": 5, "c": 0, "d": 0}
+    )
     assert missing_subsets(games, "abcd") == {2: 1}
     del games[frozenset("abc")]  # what d adds to three is known of no other
     assert shapley(games, "abcd") is None

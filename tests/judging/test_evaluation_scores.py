@@ -34,6 +34,7 @@ from constitutional.judging.evaluation_scores import (
     estimate,
     judge_bench_metrics,
     matching_metrics,
+    model_scores,
     opinion_metrics,
     pair_metrics,
     refusal_metrics,
@@ -41,6 +42,7 @@ from constitutional.judging.evaluation_scores import (
     rubric_metrics,
     tied_margins,
 )
+from constitutional.judging.scores import Measurement, measurements
 from tests.data.test_evaluation import HHH_438
 
 ASKED = Prompt.of("Why?")
@@ -314,3 +316,12 @@ def test_the_published_baselines_of_the_438_come_out_exactly() -> None:
     assert (round(438 * longer.value), round(100 * longer.value, 1)) == (246, 56.2)
     # 188 conversations are the clusters: 438 independent comparisons would have an interval of 0.0936.
     assert first.high - first.low > 0.0936
+
+
+def test_a_run_keeps_which_items_of_a_set_depend_on_each_other() -> None:
+    items = tuple(Item(name, name[0], (1.0,)) for name in ("a1", "a2", "b1", "c1", "c2"))
+    scores = list(model_scores("mine", {"base": [Metric("accuracy", items)]}, 0))
+    (measured,) = measurements(scores)
+    assert (measured.measure, measured.by_prompt.keys()) == ("set_accuracy/mine", {"a1", "a2", "b1", "c1", "c2"})
+    assert measured.clusters == {"a1": "a", "a2": "a", "c1": "c", "c2": "c"}
+    assert "clusters" not in Measurement(model="base", measure="length", by_prompt={"a1": 1.0}).model_dump()

@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, NamedTuple, TypeVar
 
-from constitutional.base.stats import bootstrap_mean, paired_interval, win_rate
+from constitutional.base.stats import bootstrap_mean, clustered_change, win_rate
 from constitutional.constitution.constitution import Constitution
 from constitutional.constitution.difference import PrincipleChange, difference
 from constitutional.constitution.measures import Rule
@@ -119,6 +119,7 @@ def _rows(a: RunReport, b: RunReport, model: str) -> Iterator[PairedRow]:
         {plain(row.measure): won(plain(row.measure), row.by_prompt) for row in run.measurements if row.model == model}
         for run in (a, b)
     ]
+    clusters = {prompt: of for run in (a, b) for row in run.measurements for prompt, of in row.clusters.items()}
     for measure, by_model in first.items():
         before, after = by_model.get(model), second.get(measure, {}).get(model)
         if before is None or after is None:
@@ -128,7 +129,9 @@ def _rows(a: RunReport, b: RunReport, model: str) -> Iterator[PairedRow]:
         row = PairedRow(measure, model, wanted, before, after, None, "no clear change")
         if remark := _means_another_thing(measure, a, b):
             yield row._replace(remark=remark)
-        elif change := _change(*(by_measure.get(measure, {}) for by_measure in values), shares=before.unit == "share"):
+        elif change := _change(
+            values[0].get(measure, {}), values[1].get(measure, {}), clusters, shares=before.unit == "share"
+        ):
             result: Outcome = outcome(change.low, change.high, (0.0, 0.0), wanted) if change.n >= FEW else TOO_FEW
             yield row._replace(change=change, outcome=result)
         else:
@@ -142,15 +145,22 @@ def won(measure: str, by_key: Mapping[K, float]) -> Mapping[K, float]:
     return {key: win_rate([p]).value for key, p in by_key.items()}
 
 
-def _change(before: Mapping[str, float], after: Mapping[str, float], *, shares: bool) -> Change | None:
-    """The mean difference over the prompts that both have; of what is 0 or 1 by the interval of paired shares."""
-    differences = [after[prompt] - before[prompt] for prompt in before if prompt in after]
-    if len(differences) < 2:
+def _change(
+    before: Mapping[str, float], after: Mapping[str, float], clusters: Mapping[str, str], *, shares: bool
+) -> Change | None:
+    """The mean difference over the prompts that both have; of what is 0 or 1 by the interval of paired shares.
+
+    Prompts that depend on each other count as a cluster; of one cluster alone nothing is known.
+    """
+    both = [prompt for prompt in before if prompt in after]
+    together = [clusters.get(prompt, prompt) for prompt in both]
+    if len(set(together)) < 2:
         return None
+    differences = [after[prompt] - before[prompt] for prompt in both]
     if shares and {*before.values(), *after.values()} <= {0.0, 1.0}:
-        interval = paired_interval(differences.count(1.0), differences.count(-1.0), len(differences))
+        interval = clustered_change(differences, together)
     else:
-        interval = bootstrap_mean(differences, seed=0)
+        interval = bootstrap_mean(differences, together, seed=0)
     value = sum(differences) / len(differences)
     return Change(value=value, low=interval.low, high=interval.high, n=len(differences))
 

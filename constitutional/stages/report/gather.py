@@ -259,7 +259,7 @@ def panel_of(
         pairs=tuple(
             JudgesAgreement(judges=pair.judges, same=share, kappa=pair.kappa)
             for pair in agreements(judgements)
-            if (share := Share.of(pair.same, pair.n))
+            if (share := Share.clustered([(same, prompts[comparison]) for same, comparison in pair.same]))
         ),
         split={name: share for name, outcomes in split.items() if (share := Share.clustered(outcomes))},
         split_in_all=Share.clustered([outcome for outcomes in split.values() for outcome in outcomes]),

@@ -65,6 +65,8 @@ class ComparedRun(NamedTuple):
     """With the names that the run gave them; `values` has violations of principles that it leaves out among others."""
     values: dict[tuple[str, str], dict[str, float]]
     """By model and measure: what a score is the mean of, by prompt."""
+    clusters: dict[str, str]
+    """By prompt, where several depend on each other: which they are together."""
     wanted: dict[str, Direction]
     decided: Counter[str]
     """The AI's training pairs by the principle that decided them, and people's under an empty name."""
@@ -81,7 +83,7 @@ class Variant(NamedTuple):
     def values(self, measure: str, model: str = "policy") -> dict[Key, float]:
         """By seed and prompt."""
         return {
-            (run.seed, prompt): value
+            Key(run.seed, prompt, run.clusters.get(prompt, "")): value
             for run in self.runs
             for prompt, value in run.values.get((model, measure), {}).items()
         }
@@ -477,9 +479,10 @@ def _share(measured: Sequence[Values], *, good: bool) -> tuple[float, float, flo
     if good and not any(measured):
         return 0.5, 0.5, 0.5  # the base against itself
     pooled = {
-        (seed, f"{at} {prompt}"): value if good else 1 - value
+        # What several measures find of one prompt is one cluster.
+        key._replace(prompt=f"{at} {key.prompt}", cluster=key.cluster or key.prompt): value if good else 1 - value
         for at, of in enumerate(measured)
-        for (seed, prompt), value in of.items()
+        for key, value in of.items()
     }
     row = estimate(pooled, PRIOR_OF_SHARES)
     return row.value, *row.interval()

@@ -60,6 +60,21 @@ def test_the_difference_is_over_the_prompts_that_both_answered() -> None:
     assert row.outcome == "changed"
 
 
+def test_prompts_that_depend_on_each_other_count_as_one() -> None:
+    shown = {"set_accuracy/mine": first_of(PROMPTS[:20], 10)}
+    a, b = run("a", shown, SAME), run("b", {"set_accuracy/mine": first_of(PROMPTS[:20], 0)}, SAME)
+    twos = {prompt: f"question {at // 2}" for at, prompt in enumerate(PROMPTS[:20])}
+    of_twos = tuple(row.model_copy(update={"clusters": twos}) for row in b.measurements)
+    change = only_row(a, b.model_copy(update={"measurements": of_twos})).change
+    assert change is not None
+    # Ten questions whose two prompts move together: the design effect is 10/5 = 2, by (2.2622/1.96)² = 1.3322. So 3.753
+    # of 7.506 lost it: −3.753/9.506 ± 1.96·√(4.753 − 3.753²/9.506)/9.506.
+    assert (change.value, change.n) == (-0.5, 20)
+    assert (change.low, change.high) == pytest.approx((-0.7677, -0.0219), abs=2e-4)
+    of_one = tuple(row.model_copy(update={"clusters": dict.fromkeys(twos, "one")}) for row in b.measurements)
+    assert only_row(a, b.model_copy(update={"measurements": of_one})).change is None
+
+
 def test_what_is_wanted_improves_and_the_clearest_change_stands_first() -> None:
     measures = ("over_refusal", "trait_rate/flattery", "length")
     before = dict(

@@ -62,7 +62,7 @@ def made(
     wanted: dict[str, Direction] = {"over_refusal": "lower", "trait_rate/flattery": "lower"}
     own = {"name": name, "seed": seed, "constitution.wordings": texts or {}, **(settings or {})}
     return ComparedRun(
-        name, seed, own, constitution, chosen, scores, values, wanted, Counter(calm=3, brief=1), Calls(asked=10)
+        name, seed, own, constitution, chosen, scores, values, {}, wanted, Counter(calm=3, brief=1), Calls(asked=10)
     )
 
 
