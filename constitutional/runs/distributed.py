@@ -6,7 +6,11 @@ makes. Beside the stage's checkpoints they leave how they ended:
     .stages/sft-3f2a90c41b77d0e2/checkpoints/processes/
     ├── request.json      what is to be trained, locked while it is
     ├── log_0.txt         what the processes of machine 0 and their libraries print
+    ├── machine_1         of another machine, locked while its processes are there; whether they have ended
     └── end_1.json        what the process of rank 1 asked of models, or the error that it ended with
+
+Machines that train together have a file system in common, whose locks tell one that another is gone: a connection to a
+machine without power or network stays open as long as nothing is sent.
 """
 
 import fcntl
@@ -16,20 +20,22 @@ import os
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import yaml
 from pydantic import Field
 
 from constitutional.base import errors
 from constitutional.base.errors import ConfigurationError, ConstitutionalError, RunError
-from constitutional.base.files import at_home, atomic_write, writing
+from constitutional.base.files import at_home, atomic_write
 from constitutional.base.frozen import Frozen
 from constitutional.base.progress import Progress, counted
 from constitutional.engines.settings import Budget, HttpSettings, RayClusterSettings, VllmSettings
@@ -38,7 +44,7 @@ from constitutional.runs.context import RunStageContext
 from constitutional.runs.folder import RunStore, read_manifest
 from constitutional.runs.launch_settings import AccelerateSettings, JobAccelerateSettings, SlurmSettings, together
 from constitutional.runs.manifest import Failure
-from constitutional.runs.outputs import CHECKPOINTS, LOCK, is_locked, now
+from constitutional.runs.outputs import CHECKPOINTS, LOCK, is_locked, locked_while, now
 from constitutional.runs.pipeline import Stage, outline, up_to
 from constitutional.runs.settings import RunConfig
 from constitutional.stages import adopted, grpo, online
@@ -59,6 +65,12 @@ machine 0 has the run's lock it reads all files and fetches and looks at the mod
 large."""
 STOP_S: Final = 60.0
 """How long processes may take to stop."""
+GONE_S: Final = 30.0
+"""So long this machine's processes may go on without those of another machine; some end a little before others."""
+ENDED: Final = b"ended"
+"""What the file of a machine holds whose processes have ended, and were not lost with it."""
+SIOCGIFADDR: Final = 0x8915
+"""Linux's number for asking a network interface for its IPv4 address."""
 _EXIT_CODE: Final = re.compile(r"exitcode\s*: (-\d+)")
 """What torch's launcher reports of a process that a signal ended."""
 
@@ -335,9 +347,12 @@ def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, pro
         files=dict(begun.files),
         folder=run_folder / begun.folder.name,
     )
-    progress.say(f"  starting {counted(processes_here(launch), 'process')}, which train together")
+    here = counted(processes_here(launch), "process")
+    of = f" of {processes_here(launch) * launch.machines}" if launch.machines > 1 else ""
+    progress.say(f"  starting {here}{of}, which train together")
+    others = _Others(folder, launch, partial(progress.aside, stage.name))
     with _asked(folder / REQUEST, request):
-        code = _launch(request, launch)
+        code = _launch(request, launch, others.one_is_lost)
     ends = {rank: end for rank in range(processes_here(launch) * launch.machines) if (end := _end(folder, rank))}
     context.calls_elsewhere = Calls.of_roles(_by_role(ends.values()))
     if code:
@@ -351,19 +366,33 @@ def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, pro
 @contextmanager
 def _asked(file: Path, request: TrainingRequest) -> Iterator[None]:
     """Meanwhile the request is there, and this process has its lock, which nobody has once the process was killed."""
-    new = file.with_suffix(".new")
-    with ExitStack() as stack:
-        with writing(file):
-            locked = stack.enter_context(new.open("wb"))
-            fcntl.flock(locked, fcntl.LOCK_EX)
-            locked.write(request.model_dump_json(indent=2).encode())
-            locked.flush()
-            os.fsync(locked.fileno())  # other machines are to read it while it is open here
-            new.rename(file)
+    with locked_while(file, request.model_dump_json(indent=2).encode()):
         try:
             yield
         finally:
             file.unlink(missing_ok=True)
+
+
+class _Others:
+    """On machine 0: the other machines that train a stage with it."""
+
+    def __init__(self, folder: Path, launch: AccelerateSettings, say: Callable[[str], None]) -> None:
+        self._files = [_file_of(folder, rank) for rank in range(1, launch.machines)]
+        self._came: set[Path] = set()
+        self._say = say
+
+    def one_is_lost(self) -> bool:
+        """Whether one is gone that was there, and whose processes had not ended."""
+        here = {file for file in self._files if is_locked(file)}
+        self._came |= here
+        if missing := [file.name.replace("_", " ") for file in self._files if file not in self._came]:
+            self._say(f"waiting for {', '.join(missing)}")
+        return any(file.read_bytes() != ENDED for file in self._came - here)
+
+
+def _file_of(folder: Path, rank: int) -> Path:
+    """Locked while another machine's processes are there."""
+    return folder / f"machine_{rank}"
 
 
 def _by_role(ends: Iterable[ProcessEnd]) -> dict[str, Calls]:
@@ -413,10 +442,15 @@ def _failure(stage: str, folder: Path, ends: Mapping[int, ProcessEnd]) -> Except
 # --- Every machine ---
 
 
-def _launch(request: TrainingRequest, launch: AccelerateSettings) -> int:
+def _launch(request: TrainingRequest, launch: AccelerateSettings, alone: Callable[[], bool]) -> int:
     """Start this machine's processes, and wait for them; returns the launcher's exit code.
 
-    They stop where this process is interrupted or ends.
+    They stop where this process is interrupted or ends, and where they have been alone for a while.
+
+    Args:
+        request: what they train.
+        launch: how.
+        alone: whether another machine is gone that they would wait for.
     """
     total = processes_here(launch) * launch.machines
     kind = kind_of(launch)
@@ -436,15 +470,46 @@ def _launch(request: TrainingRequest, launch: AccelerateSettings) -> int:
     command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
     folder = request.folder / PROCESSES
     command += ["-m", "constitutional.runs.distributed_child", str(folder / REQUEST), str(os.getpid())]
-    with (folder / f"log_{launch.machine_rank}.txt").open("wb") as log, _running(command, log) as process:
-        return process.wait()
+    alone_s = 0.0
+    with (folder / f"log_{launch.machine_rank}.txt").open("wb") as log, _running(command, log, _network(launch)) as it:
+        while alone_s < GONE_S:
+            with suppress(subprocess.TimeoutExpired):
+                return it.wait(POLL_S)
+            alone_s = alone_s + POLL_S if launch.machines > 1 and alone() else 0.0
+    return 1
+
+
+def _network(launch: AccelerateSettings) -> dict[str, str]:
+    """Which network the machines meet over, as Gloo is told; where the user says so, nothing.
+
+    It would take the one of the machine's name, which often leads to that machine alone. NCCL finds one by itself.
+    """
+    name = "GLOO_SOCKET_IFNAME"
+    if launch.machines == 1 or name in os.environ or not (interface := _interface_to(launch.main_address or "")):
+        return {}
+    return {name: interface}
+
+
+def _interface_to(address: str) -> str:
+    """The network interface by which an address is reached from here; empty where it is not found."""
+    with suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((address, 9))  # nothing is sent
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, interface in socket.if_nameindex():
+            with suppress(OSError):  # one without an address
+                asked = struct.pack("256s", interface.encode())
+                if fcntl.ioctl(probe.fileno(), SIOCGIFADDR, asked)[20:24] == own:
+                    return interface
+    return ""
 
 
 @contextmanager
-def _running(command: list[str], log: Any) -> "Iterator[subprocess.Popen[bytes]]":  # noqa: ANN401 - an open file
+def _running(command: list[str], log: IO[bytes], environment: Mapping[str, str]) -> "Iterator[subprocess.Popen[bytes]]":
     """The launcher, in a session of its own: Ctrl-C comes to this process, which stops it in order."""
     # Rank 0 says how far the training is where this process would, on standard error.
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=2, stderr=log, start_new_session=True)
+    process = subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=2, stderr=log, start_new_session=True, env=os.environ | environment
+    )
     try:
         yield process
     finally:
@@ -518,8 +583,19 @@ def train_along(run_folder: Path, launch: JobAccelerateSettings, progress: Progr
 
 def _train_along(request: TrainingRequest, launch: AccelerateSettings, progress: Progress) -> None:
     progress.say(f"{request.stage}: training along, with {counted(processes_here(launch), 'process')}")
-    if code := _launch(request, launch):
-        log = request.folder / PROCESSES / f"log_{launch.machine_rank}.txt"
+    folder = request.folder / PROCESSES
+
+    def no_longer_asked() -> bool:
+        now = _request(request.run_folder)
+        return now is None or now.start != request.start
+
+    with locked_while(_file_of(folder, launch.machine_rank)) as file:
+        code = _launch(request, launch, no_longer_asked)
+        file.write(ENDED)
+        file.flush()
+        os.fsync(file.fileno())
+    if code:
+        log = folder / f"log_{launch.machine_rank}.txt"
         progress.say(f"{request.stage}: the processes here ended with exit code {code}; {log} says more")
 
 

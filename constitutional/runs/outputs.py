@@ -19,7 +19,7 @@ import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, Final, NamedTuple, Self
@@ -278,6 +278,24 @@ def take_lock(path: Path) -> IO[bytes] | None:
         advice = "make room or give access, and start again"
         raise RunError(f"{path}: cannot be written: {error.strerror}; {advice}") from error
     return file
+
+
+@contextmanager
+def locked_while(file: Path, content: bytes = b"") -> Iterator[IO[bytes]]:
+    """Meanwhile the file has this content, and this process has its lock, which ends with the process or its machine.
+
+    Others find the file with both, or not at all.
+    """
+    new = file.with_suffix(".new")
+    with ExitStack() as stack:
+        with writing(file):
+            locked = stack.enter_context(new.open("wb"))
+            fcntl.flock(locked, fcntl.LOCK_EX)
+            locked.write(content)
+            locked.flush()
+            os.fsync(locked.fileno())  # other machines are to read it while it is open here
+            new.rename(file)
+        yield locked
 
 
 def is_locked(path: Path) -> bool:

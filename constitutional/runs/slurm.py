@@ -11,7 +11,6 @@ processes of its node; the others start those of theirs, until the first has end
 import fcntl
 import itertools
 import logging
-import os
 import shutil
 import signal
 import time
@@ -27,6 +26,7 @@ from constitutional.base.progress import Progress
 from constitutional.engines.spending import Calls
 from constitutional.runs.launch_settings import JobAccelerateSettings, LaunchSettings, SlurmSettings
 from constitutional.runs.manifest import StageEntry
+from constitutional.runs.outputs import locked_while
 
 if TYPE_CHECKING:
     from submitit import Executor, Job
@@ -206,14 +206,7 @@ def as_first(run: Path, output: str) -> Iterator[None]:
     """In a job of several nodes, on the first one: meanwhile the others see that it works."""
     import submitit
 
-    file = run / FOLDER / f"{output}{FIRST}"
-    new = file.with_suffix(".new")
-    with new.open("wb") as locked:
-        fcntl.flock(locked, fcntl.LOCK_EX)
-        locked.write(str(submitit.JobEnvironment().job_id).encode())
-        locked.flush()
-        os.fsync(locked.fileno())  # other nodes are to read it while it is open here
-        new.rename(file)
+    with locked_while(run / FOLDER / f"{output}{FIRST}", str(submitit.JobEnvironment().job_id).encode()):
         yield
 
 

@@ -56,8 +56,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
 def on_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
     running = distributed._running
 
-    def start_on_cpus(command: list[str], log: Any) -> Any:  # noqa: ANN401
-        return running(["tests.runs.on_cpus" if "distributed_child" in word else word for word in command], log)
+    def start_on_cpus(command: list[str], *others: Any) -> Any:  # noqa: ANN401
+        return running(["tests.runs.on_cpus" if "distributed_child" in word else word for word in command], *others)
 
     monkeypatch.setattr(distributed, "_running", start_on_cpus)
     monkeypatch.setattr(distributed, "check", lambda _: None)  # which refuses shards where there is no GPU
