@@ -67,6 +67,8 @@ STOP_S: Final = 60.0
 """How long processes may take to stop."""
 GONE_S: Final = 30.0
 """So long this machine's processes may go on without those of another machine; some end a little before others."""
+LEFT_ALONE: Final = -1
+"""In the place of a launcher's exit code, where it was stopped because another machine was gone."""
 ENDED: Final = b"ended"
 """What the file of a machine holds whose processes have ended, and were not lost with it."""
 SIOCGIFADDR: Final = 0x8915
@@ -355,6 +357,11 @@ def make(stage: Stage, context: RunStageContext, launch: AccelerateSettings, pro
         code = _launch(request, launch, others.one_is_lost)
     ends = {rank: end for rank in range(processes_here(launch) * launch.machines) if (end := _end(folder, rank))}
     context.calls_elsewhere = Calls.of_roles(_by_role(ends.values()))
+    if code == LEFT_ALONE and not any(end.error not in ("", "lost") for end in ends.values()):
+        raise RunError(
+            f"{stage.name}: another machine is gone, or its command was stopped; the same command goes on from the "
+            "last checkpoint, once it is typed on that machine, too"
+        )
     if code:
         raise _failure(stage.name, folder, ends)
     first = ends[0]
@@ -476,7 +483,7 @@ def _launch(request: TrainingRequest, launch: AccelerateSettings, alone: Callabl
             with suppress(subprocess.TimeoutExpired):
                 return it.wait(POLL_S)
             alone_s = alone_s + POLL_S if launch.machines > 1 and alone() else 0.0
-    return 1
+    return LEFT_ALONE
 
 
 def _network(launch: AccelerateSettings) -> dict[str, str]:
@@ -594,7 +601,9 @@ def _train_along(request: TrainingRequest, launch: AccelerateSettings, progress:
         file.write(ENDED)
         file.flush()
         os.fsync(file.fileno())
-    if code:
+    if code == LEFT_ALONE:
+        progress.say(f"{request.stage}: machine 0 no longer trains, and the processes here were stopped")
+    elif code:
         log = folder / f"log_{launch.machine_rank}.txt"
         progress.say(f"{request.stage}: the processes here ended with exit code {code}; {log} says more")
 
